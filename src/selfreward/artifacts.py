@@ -1,0 +1,340 @@
+"""The run directory: where everything lies, what is finished, and whether it may be reused.
+
+A stage is done when its `record.json` exists; it is written last. The record holds a fingerprint of the stage's
+settings and inputs: the same fingerprint is reused, another one stops with `DriftError`. Inside a stage, `Stage.chunks`
+commits finished chunks, so that a restart redoes at most one of them.
+"""
+
+import dataclasses
+import json
+import logging
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from selfreward.config import Config
+from selfreward.environment import describe_environment, open_log
+from selfreward.errors import ConfigError, CorruptArtifactError, DriftError, UsageError
+from selfreward.progress import NullProgress, Progress
+from selfreward.rundir import RunDir
+from selfreward.storage import (
+    TEMPORARY_PREFIX,
+    arrow_schema,
+    derive_seed,
+    fingerprint,
+    hash_file,
+    hash_model,
+    read_json,
+    read_rows,
+    read_rows_metadata,
+    to_plain,
+    write_bytes,
+    write_json,
+    write_rows,
+)
+from selfreward.types import Counts, Drop
+
+__all__ = [
+    "Artifact",
+    "Run",
+    "RunDir",
+    "Stage",
+    "arrow_schema",
+    "derive_seed",
+    "fingerprint",
+    "hash_file",
+    "hash_model",
+    "read_json",
+    "read_rows",
+    "read_rows_metadata",
+    "to_plain",
+    "write_bytes",
+    "write_json",
+    "write_rows",
+]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+RECORD = "record.json"
+PARTS = "parts"
+REJECTS = "rejects"
+_OPTIMIZER_STATE = re.compile(r"(optimizer|scheduler|rng_state)[^/]*$")
+_STAGE_KEY = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A finished stage: its key (`sft`, `round-1/pairs`), its folder, and the fingerprint of its settings and inputs."""
+
+    key: str
+    path: Path
+    fingerprint: str
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the trained model, for stages that train one."""
+        return self.path / "checkpoint"
+
+
+class Run:
+    """One run: its settings, its folder, its log, and the stages finished so far. Close it, or use it as a context manager."""
+
+    def __init__(self, config: Config, directory: RunDir, progress: Progress, logger: logging.Logger) -> None:
+        self.config = config
+        self.dir = directory
+        self.progress = progress
+        self.logger = logger
+        self.environment: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, config: Config, progress: Progress | None = None) -> "Run":
+        """Create or reopen the folder `<run_dir>/<name>`; writes config.json and environment.json, appends to run.log.
+
+        Raises ConfigError when the folder holds something that is no run: unfinished stages are cleared there.
+        """
+        directory = RunDir(Path(config.run_dir) / config.name)
+        _check_is_run(directory)
+        environment = describe_environment(config.engine.threads)
+        write_json(directory.environment, environment)
+        write_json(directory.config, config)
+        run = cls(config, directory, progress or NullProgress(), open_log(directory.log))
+        run.environment = environment
+        run.logger.info("run opened", extra={"data": {"name": config.name, "commit": environment["commit"]}})
+        return run
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is not None:
+            self.logger.error("run stopped", extra={"data": {"error": f"{type(error).__name__}: {error}"}})
+        self.close()
+
+    def close(self) -> None:
+        """Close run.log. Closing twice is allowed."""
+        for handler in list(self.logger.handlers):
+            self.logger.removeHandler(handler)
+            handler.close()
+
+    def stage(
+        self,
+        key: str,
+        sections: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        work: Callable[["Stage"], Counts],
+    ) -> Artifact:
+        """Do a stage, or reuse it when it was done with the same settings and inputs.
+
+        `key` is also its folder inside the run (`round-1/pairs`). `sections` holds everything that decides the result
+        beside the inputs and `random_seed`: config sections, rubric hashes. `work` writes the files and returns its counts;
+        record.json follows last. Raises DriftError when the folder was made with other settings or inputs,
+        CorruptArtifactError when a finished stage lacks files.
+        """
+        if not _STAGE_KEY.fullmatch(key):
+            raise UsageError(f"stage key {key!r} must be a relative folder of lower-case names, like 'round-1/pairs'")
+        path = self.dir.root / key
+        identity = {
+            "stage": key,
+            "sections": _plain(sections),
+            "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
+            "random_seed": self.config.random_seed,
+        }
+        artifact = Artifact(key, path, fingerprint(identity))
+        if (path / RECORD).exists():
+            _check_finished(artifact, identity, read_json(path / RECORD))
+            self.logger.info("stage reused", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
+            return artifact
+        _clear_unfinished(path)
+        self.logger.info("stage started", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
+        record = self._work(Stage(key, path, self, artifact.fingerprint), work)
+        write_json(path / RECORD, {**identity, "fingerprint": artifact.fingerprint, **record})
+        shutil.rmtree(path / PARTS, ignore_errors=True)  # its rows are in the outputs now
+        self.logger.info(
+            "stage finished", extra={"data": {"stage": key, "seconds": record["seconds"], "counts": record["counts"]}}
+        )
+        return artifact
+
+    def _work(self, stage: "Stage", work: Callable[["Stage"], Counts]) -> dict[str, Any]:
+        """Do the work and return the part of the record that tells what happened."""
+        started, clock = datetime.now(UTC), time.perf_counter()
+        counts = work(stage)
+        if stage.num_rejects is None:
+            stage.reject([])
+        dropped = {reason: number for reason, number in sorted(counts.dropped.items()) if number}
+        assert dropped == dict(sorted((stage.num_rejects or {}).items())), (
+            f"stage {stage.key} counted {dropped} but kept {dict(stage.num_rejects or {})} in rejects.parquet"
+        )
+        return {
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - clock, 3),
+            "tokens": stage.tokens,
+            "counts": {"in": counts.num_in, "out": counts.num_out, "dropped": dropped},
+            "roles": stage.roles,
+            "notes": stage.notes,
+            "outputs": hash_outputs(stage.path),
+            "versions": self.environment["versions"],
+            "commit": self.environment["commit"],
+        }
+
+
+class Stage:
+    """What a stage's work gets: its folder, seeds, chunked work that survives a restart, and its bookkeeping."""
+
+    def __init__(self, key: str, path: Path, run: Run, fingerprint: str) -> None:
+        self.key = key
+        self.path = path
+        self.run = run
+        self.config = run.config
+        self.logger = run.logger
+        self.fingerprint = fingerprint
+        self.roles: dict[str, str] = {}
+        self.notes: dict[str, Any] = {}
+        self.tokens = {"prompt": 0, "generated": 0}
+        self.num_rejects: Counter[str] | None = None
+
+    def seed(self, *parts: str | int) -> int:
+        """A seed from the run's seed, this stage and the parts (an item's id, a sample's index)."""
+        return derive_seed(self.config.random_seed, self.key, *parts)
+
+    def write_rows(self, name: str, items: Sequence[Any], cls: type[Any] | None = None) -> None:
+        """Write `<name>.parquet`; pass `cls` when `items` may be empty."""
+        write_rows(self.path / f"{name}.parquet", items, cls)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `<name>.json`."""
+        write_json(self.path / f"{name}.json", value)
+
+    def reject(self, drops: Sequence[Drop]) -> None:
+        """Keep every dropped item with its reason in rejects.parquet; call it once, with all of them."""
+        assert self.num_rejects is None, f"stage {self.key} rejected twice: collect all drops first"
+        self.num_rejects = Counter(drop.reason for drop in drops)
+        write_rows(self.path / f"{REJECTS}.parquet", drops, Drop)
+
+    def add_tokens(self, prompt: int, generated: int) -> None:
+        """Count tokens that an engine read and wrote; inside `chunks` they are stored with the chunk."""
+        self.tokens["prompt"] += prompt
+        self.tokens["generated"] += generated
+
+    def chunks(
+        self, name: str, items: Sequence[T], size: int, work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]
+    ) -> list[R]:
+        """Work through the items in chunks of `size`; each chunk's rows are committed at once and reused on restart.
+
+        A committed chunk is found again by the stage's fingerprint, its place and its items, so other settings never
+        meet it. Progress counts items. Results come in the order of the items.
+        """
+        assert size >= 1, f"chunk size must be at least 1, got {size}"
+        results: list[R] = []
+        with self.run.progress.task(f"{self.key}: {name}", len(items)) as advance:
+            for index, start in enumerate(range(0, len(items), size)):
+                chunk = items[start : start + size]
+                content = fingerprint([self.fingerprint, chunk])
+                part = self.path / PARTS / f"{name}-{index:05d}-{content}.parquet"
+                if part.exists():
+                    stored = read_rows_metadata(part)
+                    self.add_tokens(int(stored["prompt_tokens"]), int(stored["generated_tokens"]))
+                else:
+                    self._commit_chunk(part, chunk, work, cls)
+                # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
+                results.extend(read_rows(part, cls))
+                advance(len(chunk))
+        return results
+
+    def _commit_chunk(self, part: Path, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> None:
+        before = dict(self.tokens)
+        rows = work(chunk)
+        spent = {f"{name}_tokens": str(number - before[name]) for name, number in self.tokens.items()}
+        write_rows(part, rows, cls, spent)
+
+
+def hash_outputs(path: Path) -> dict[str, str]:
+    """{relative file: SHA-256} of what a stage made.
+
+    Not counted: its record, its parts, optimizer states, and stages inside its folder.
+    """
+    inner = [record.parent for record in path.rglob(RECORD) if record.parent != path]
+    files = {}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        skipped = (
+            not file.is_file()
+            or name == RECORD
+            or name.startswith(f"{PARTS}/")
+            or file.name.startswith(TEMPORARY_PREFIX)
+            or _OPTIMIZER_STATE.match(file.name)
+            or any(folder in file.parents for folder in inner)
+        )
+        if not skipped:
+            files[name] = hash_file(file)
+    return files
+
+
+def _check_is_run(directory: RunDir) -> None:
+    """Refuse a folder with foreign files: opening it as a run would overwrite and clear them."""
+    root = directory.root
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise ConfigError(f"{root} is a file, not a run folder; choose another name or run_dir")
+    if any(root.iterdir()) and not directory.environment.exists() and not any(root.rglob(RECORD)):
+        raise ConfigError(f"{root} holds files but no run (no {directory.environment.name}); choose another name or run_dir")
+
+
+def _check_finished(artifact: Artifact, identity: Mapping[str, Any], record: Any) -> None:
+    """Compare a finished stage's record with what is wanted now."""
+    if not isinstance(record, dict) or not {"fingerprint", "outputs", *identity} <= record.keys():
+        raise CorruptArtifactError(f"{artifact.path / RECORD} is not a stage record; delete {artifact.path} to make it again")
+    if record["fingerprint"] != artifact.fingerprint:
+        old, new = (_flatten({name: tree[name] for name in identity}) for tree in (record, identity))
+        changes = [
+            f"{name} was {_show(old, name)}, is {_show(new, name)}"
+            for name in sorted(old.keys() | new.keys())
+            if _show(old, name) != _show(new, name)
+        ]
+        raise DriftError(
+            f"stage {artifact.key!r} is finished in {artifact.path}, but with other settings: "
+            f"{'; '.join(changes) or 'the fingerprint alone differs'}. "
+            f"Set another `name`, or delete {artifact.path} and the stages that build on it to do them again"
+        )
+    missing = [name for name in record["outputs"] if not (artifact.path / name).is_file()]
+    if missing:
+        raise CorruptArtifactError(
+            f"stage {artifact.key!r} is finished but lacks {', '.join(missing)}; delete {artifact.path} to make it again"
+        )
+
+
+def _clear_unfinished(path: Path) -> None:
+    """Remove what an interrupted attempt left, but not its committed parts, nor finished stages inside the folder."""
+    path.mkdir(parents=True, exist_ok=True)
+    for child in path.iterdir():
+        if child.name == PARTS or (child.is_dir() and any(child.rglob(RECORD))):
+            continue
+        if child.is_dir():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON would read it back."""
+    return json.loads(json.dumps(value, default=to_plain, allow_nan=False))
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def _show(flat: Mapping[str, Any], name: str) -> str:
+    return json.dumps(flat[name], ensure_ascii=False) if name in flat else "(absent)"

@@ -1,0 +1,228 @@
+"""The command line. Heavy imports stay inside the commands: `selfreward --help` must answer at once.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or config. People never see a traceback; an unexpected error is written
+to a file whose name is shown.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from selfreward.errors import ConfigError, SelfRewardError, UsageError
+
+if TYPE_CHECKING:
+    from selfreward.config import Config
+
+# Before any Hugging Face import: no telemetry, and no network unless a config asks for it.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+app = typer.Typer(
+    help="Self-rewarding language models: a model that gets better by judging its own answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+lab = typer.Typer(help="The embedded micro-world.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(lab, name="lab")
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML config, for example configs/demo.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")]
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder, runs/NAME.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    run_dir: Annotated[str, typer.Option(help="Where the run is kept.")] = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Take the embedded model from M0 to M3 in minutes and show what it gained."""
+    from selfreward.config import load_config
+
+    config = load_config(preset("demo"), [f"run_dir={json.dumps(run_dir)}", *(overrides or [])])
+    _execute(config, as_json)
+
+
+@app.command()
+def run(config_file: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Run a config from seed data to the report; finished stages are reused."""
+    from selfreward.config import load_config
+
+    _execute(load_config(config_file, overrides or []), as_json)
+
+
+@app.command()
+def stage(
+    config_file: ConfigFile,
+    key: Annotated[str, typer.Argument(help="A stage's key, for example m1 or round-1/pairs.")],
+    overrides: Overrides = None,
+) -> None:
+    """Run up to one stage (and what it needs), then stop."""
+    from selfreward.config import load_config
+
+    _execute(load_config(config_file, overrides or []), as_json=False, until=key)
+
+
+@app.command()
+def check(config_file: ConfigFile, overrides: Overrides = None) -> None:
+    """Check a config and the files that it names, without loading a model."""
+    from selfreward.config import load_config
+    from selfreward.preflight import check_config
+
+    config = load_config(config_file, overrides or [])
+    for line in check_config(config):
+        typer.echo(line)
+
+
+@app.command()
+def status(run_folder: RunFolder, as_json: AsJson = False) -> None:
+    """Show a run's stages: done or not, items in and out, seconds, tokens, output hashes (--json)."""
+    from selfreward.report.status import render_status, run_status
+
+    _need_run(run_folder)
+    stages = run_status(run_folder)
+    typer.echo(json.dumps({"stages": stages}, indent=1) if as_json else render_status(stages, _width()))
+
+
+@app.command()
+def report(run_folder: RunFolder, as_json: AsJson = False) -> None:
+    """Build summary.json and report.html of a run again from its artifacts and show the table."""
+    _need_run(run_folder)
+    _show(run_folder, as_json)
+
+
+@lab.command("pretrain")
+def lab_pretrain(
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    tokens: Annotated[int | None, typer.Option(help="Training tokens; the shipped recipe's number when left out.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Pretrain the embedded model M0 from its raw corpus."""
+    import dataclasses
+
+    import torch
+
+    from selfreward.lab.pretrain import Recipe, pretrain
+    from selfreward.progress import RichProgress
+
+    torch.set_num_threads(threads)
+    recipe = Recipe() if tokens is None else dataclasses.replace(Recipe(), tokens=tokens)
+    result = pretrain(out, recipe, RichProgress())
+    typer.echo(f"M0: {result['parameters']:,} parameters, {result['tokens']:,} tokens in {result['seconds']} s -> {out}")
+
+
+@lab.command("seeds")
+def lab_seeds(
+    out: Annotated[Path, typer.Option(help="Folder for the runs and summary.json.")],
+    seeds: Annotated[str, typer.Option(help="Comma-separated run seeds.")] = "1,2,3,4,5",
+    jobs: Annotated[int, typer.Option(help="Seeds run at the same time, one thread each.")] = 2,
+    variants: Annotated[str, typer.Option(help="Comma-separated variants; see docs/experiments.md.")] = "",
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Repeat the demo over seeds beside its controls and print M_last - M1 with intervals."""
+    from selfreward.experiments import parse_seeds, run_seeds, seeds_table
+
+    chosen = [name for name in variants.split(",") if name] or None
+    summary = run_seeds(parse_seeds(seeds), out, preset("demo"), list(overrides or []), jobs=jobs, variants=chosen)
+    typer.echo(json.dumps(summary, indent=1) if as_json else seeds_table(summary, _width()))
+
+
+@lab.command("data")
+def lab_data(
+    out: Annotated[Path, typer.Option(help="Folder for the seed files.")],
+    heldout: Annotated[str, typer.Option(help="Which held-out set: dev or test.")] = "test",
+) -> None:
+    """Write the micro-world's seed data as selfreward seed files, to look at or to change."""
+    from selfreward.lab.seed_files import write_seed_files
+
+    if heldout not in ("dev", "test"):
+        raise UsageError(f"--heldout {heldout!r} must be dev or test")
+    write_seed_files(out, heldout)
+    typer.echo(f"seed files written to {out}")
+
+
+def preset(name: str) -> Path:
+    """A shipped config: inside the package when installed from a wheel, else the repository's configs/."""
+    here = Path(__file__).parent
+    for folder in (here / "presets", here.parents[1] / "configs"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise ConfigError(f"the preset {name}.yaml is missing from this installation; install selfreward again")
+
+
+def _execute(config: "Config", as_json: bool, until: str | None = None) -> None:
+    from selfreward.artifacts import Run
+    from selfreward.pipeline import run_pipeline, stage_keys
+    from selfreward.preflight import check_config
+    from selfreward.progress import RichProgress
+
+    if until is not None and until not in stage_keys(config):
+        raise UsageError(f"unknown stage {until!r}; this config has: {', '.join(stage_keys(config))}")
+    check_config(config)
+    with Run.open(config, RichProgress()) as run:
+        run_pipeline(run, until)
+    root = Path(config.run_dir) / config.name
+    if until is None:
+        _show(root, as_json)
+    else:
+        typer.echo(f"{until} is done: {root / until}")
+
+
+def _show(root: Path, as_json: bool) -> None:
+    """Write summary.json and report.html, then print the table or the JSON."""
+    from selfreward.artifacts import RunDir
+    from selfreward.report.html import write_report
+    from selfreward.report.summary import write_summary
+    from selfreward.report.table import render_table
+
+    directory = RunDir(root)
+    summary: dict[str, Any] = write_summary(directory)
+    write_report(directory)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1))
+        return
+    typer.echo(render_table(summary, _width()))
+    typer.echo(f"report:  {directory.report}\nsummary: {directory.summary}")
+
+
+def _need_run(root: Path) -> None:
+    if not (root / "config.json").is_file():
+        raise UsageError(f"{root} is not a run folder (no config.json); runs are kept in runs/NAME")
+
+
+def _width() -> int:
+    import shutil
+
+    return min(shutil.get_terminal_size((80, 24)).columns, 120)
+
+
+def main() -> None:
+    """Entry point: run a command and turn every error into one line and an exit code."""
+    try:
+        app()
+    except SelfRewardError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last finished part", err=True)
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - the last net: nothing may reach a person as a traceback
+        handle, name = tempfile.mkstemp(prefix="selfreward-error-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        typer.echo(f"unexpected error: {type(error).__name__}: {error}\nplease report it with {name}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

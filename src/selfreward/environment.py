@@ -1,0 +1,96 @@
+"""What a run stands on (machine, versions, commit) and its log file."""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "selfreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets",
+    "tokenizers", "safetensors", "numpy", "scipy", "pyarrow", "pydantic", "rapidfuzz",
+)  # fmt: skip
+"""Packages whose versions can change a result."""
+
+
+def describe_environment(threads: int) -> dict[str, Any]:
+    """Python, package versions, git commit (None outside a checkout), machine. `threads` 0 means all cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "threads": threads or cores,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def open_log(path: Path) -> logging.Logger:
+    """A logger that appends JSON lines to `path`: time, level, message, and the `data` passed as `extra={"data": ...}`.
+
+    It is not registered globally, so two runs in one process never write into each other's log.
+    Whoever opens it closes its handlers.
+    """
+    logger = logging.Logger("selfreward", level=logging.INFO)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_JsonFormatter())
+    logger.addHandler(handler)
+    return logger
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if data := getattr(record, "data", None):
+            line["data"] = data
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this package's code lies in, with `+changes` when the code differs from it."""
+    git, here = shutil.which("git"), Path(__file__).parent
+    if git is None:
+        return None
+
+    def ask(*arguments: str) -> str | None:
+        done = subprocess.run([git, "-C", str(here), *arguments], capture_output=True, text=True, check=False)  # noqa: S603
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A package installed inside someone else's checkout is not part of that checkout.
+    if ask("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    commit = ask("rev-parse", "HEAD")
+    return f"{commit}+changes" if commit and ask("status", "--porcelain", "--", str(here)) else commit
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

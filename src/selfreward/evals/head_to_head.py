@@ -1,0 +1,144 @@
+"""A model's responses against the previous model's on the same held-out prompts (paper section 3.2).
+
+A judge sees each pair of responses in both orders; orders that disagree make a tie. A verdict that cannot be read
+makes the comparison missing, never a win or a loss. The oracle needs no orders: it compares two scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from selfreward.artifacts import Stage
+from selfreward.engines.base import Engine
+from selfreward.evals.generations import collect
+from selfreward.judging import pairwise_messages, parse_verdict
+from selfreward.rubrics import Rubric
+from selfreward.statistics import sign_test
+from selfreward.types import EvalOutput, Measure, Request, Sampling
+
+Choice = Literal["new", "old", "tie"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """One prompt with both models' responses."""
+
+    prompt_id: str
+    prompt: str
+    new: str
+    old: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One contest decided. `new_first` and `old_first` are the judge's choices in the two orders (None = unreadable, or
+    not asked); `outcome` is the new model's, None = missing."""
+
+    prompt_id: str
+    new_first: Choice | None
+    old_first: Choice | None
+    outcome: Literal["win", "tie", "lose"] | None
+
+
+def contests(new: Sequence[EvalOutput], old: Sequence[EvalOutput]) -> list[Contest]:
+    """Pairs up the sampled responses to the prompts that both models answered."""
+    others = {output.prompt_id: output for output in old if output.kind == "sampled"}
+    return [
+        Contest(output.prompt_id, output.prompt, output.text, others[output.prompt_id].text)
+        for output in new
+        if output.kind == "sampled" and output.prompt_id in others
+    ]
+
+
+def compare_by_oracle(new: Sequence[EvalOutput], old: Sequence[EvalOutput]) -> list[Comparison]:
+    """Higher oracle score wins; missing where either response has none."""
+    others = {output.prompt_id: output.oracle for output in old if output.kind == "sampled"}
+    rows = []
+    for output in new:
+        if output.kind != "sampled" or output.prompt_id not in others:
+            continue
+        mine, other = output.oracle, others[output.prompt_id]
+        if mine is None or other is None:
+            rows.append(Comparison(output.prompt_id, None, None, None))
+        else:
+            outcome: Literal["win", "tie", "lose"] = "tie" if mine == other else "win" if mine > other else "lose"
+            rows.append(Comparison(output.prompt_id, None, None, outcome))
+    return rows
+
+
+def compare_by_judge(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[Contest]) -> list[Comparison]:
+    """Asks the engine's model in both orders, greedily. Equal responses tie without being asked."""
+    size = max(1, stage.config.engine.chunk_size // 2)
+    return stage.chunks("comparisons", items, size, partial(_ask, stage, engine, rubric), Comparison)
+
+
+def decide(new_first: Choice | None, old_first: Choice | None) -> Literal["win", "tie", "lose"] | None:
+    """The outcome for the new model from the choices in the two orders."""
+    if new_first is None or old_first is None:
+        return None
+    if new_first != old_first or new_first == "tie":
+        return "tie"
+    return "win" if new_first == "new" else "lose"
+
+
+def comparison_measures(comparisons: Sequence[Comparison]) -> list[Measure]:
+    """`win_rate`, `tie_rate_head_to_head`, `lose_rate` over the decided contests, and `first_position`: of the
+    decisive verdicts, how many chose the response shown first (1/2 = no position bias). Unit = prompt."""
+    names = {"win_rate": "win", "tie_rate_head_to_head": "tie", "lose_rate": "lose"}
+    rows = []
+    for item in comparisons:
+        if item.outcome is not None:
+            rows += [Measure(name, item.prompt_id, float(item.outcome == outcome), 1) for name, outcome in names.items()]
+        first = [item.new_first == "new"] if item.new_first in ("new", "old") else []
+        first += [item.old_first == "old"] if item.old_first in ("new", "old") else []
+        if first:
+            rows.append(Measure("first_position", item.prompt_id, sum(first) / len(first), len(first)))
+    return rows
+
+
+def describe(comparisons: Sequence[Comparison], judge: str, opponent: str, num_prompts: int) -> Mapping[str, Any]:
+    """Counts for `evals.json`. `not_compared`: prompts that one of the two models has no response to."""
+    outcomes = [item.outcome for item in comparisons]
+    wins, losses = outcomes.count("win"), outcomes.count("lose")
+    return {
+        "judge": judge,
+        "opponent": opponent,
+        "wins": wins,
+        "ties": outcomes.count("tie"),
+        "losses": losses,
+        "missing": outcomes.count(None),
+        "not_compared": num_prompts - len(comparisons),
+        "orders_disagree": sum(
+            None not in (item.new_first, item.old_first) and item.new_first != item.old_first for item in comparisons
+        ),
+        "sign_test_p": sign_test(wins, losses),
+    }
+
+
+def _ask(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[Contest]) -> list[Comparison]:
+    sampling = Sampling(stage.config.judge.max_tokens, temperature=0.0, top_p=1.0, stop=rubric.stop)
+    requests = []
+    for item in items:
+        if item.new != item.old:
+            for order, (first, second) in (("new_first", (item.new, item.old)), ("old_first", (item.old, item.new))):
+                messages = pairwise_messages(rubric, item.prompt, first, second)
+                seed = stage.seed("comparison", item.prompt_id, order)
+                requests.append(Request(f"{item.prompt_id}/{order}", messages, sampling, seed))
+    replies = collect(stage, engine, requests)
+    rows = []
+    for item in items:
+        if item.new == item.old:
+            rows.append(Comparison(item.prompt_id, None, None, "tie"))
+            continue
+        new_first = _choice(parse_verdict(rubric, replies[f"{item.prompt_id}/new_first"]), "new", "old")
+        old_first = _choice(parse_verdict(rubric, replies[f"{item.prompt_id}/old_first"]), "old", "new")
+        rows.append(Comparison(item.prompt_id, new_first, old_first, decide(new_first, old_first)))
+    return rows
+
+
+def _choice(verdict: Literal["A", "B", "tie"] | None, first: Choice, second: Choice) -> Choice | None:
+    """A verdict about what was shown, as a choice between the models."""
+    if verdict is None:
+        return None
+    return "tie" if verdict == "tie" else first if verdict == "A" else second

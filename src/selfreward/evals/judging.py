@@ -1,0 +1,68 @@
+"""A model as judge of the held-out ranked sets: its votes, and the scored sets that the metrics need."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from selfreward.artifacts import Stage
+from selfreward.engines.base import Engine
+from selfreward.evals.generations import collect
+from selfreward.evals.judge_quality import ScoredSet
+from selfreward.judging import judge_messages, judgement_of, parse_vote
+from selfreward.rubrics import Rubric
+from selfreward.types import Judgement, RankedSet, Request, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class RankedResponse:
+    """One response of a ranked set; `id` is `<set id>/<index>`."""
+
+    id: str
+    prompt: str
+    text: str
+
+
+def judge_ranked(stage: Stage, engine: Engine, rubric: Rubric, sets: Sequence[RankedSet]) -> list[Judgement]:
+    """`eval.num_votes` judgements of each response by the engine's model, in the order of sets and responses."""
+    items = [
+        RankedResponse(f"{ranked.id}/{index}", ranked.prompt, text)
+        for ranked in sets
+        for index, text in enumerate(ranked.responses)
+    ]
+    size = max(1, stage.config.engine.chunk_size // stage.config.eval.num_votes)
+    return stage.chunks("votes", items, size, partial(_judge, stage, engine, rubric), Judgement)
+
+
+def scored_sets(sets: Sequence[RankedSet], judgements: Sequence[Judgement]) -> list[ScoredSet]:
+    """Human ranks beside the judge's scores."""
+    scores = {judgement.completion_id: judgement.score for judgement in judgements}
+    return [
+        ScoredSet(ranked.id, ranked.ranks, tuple(scores[f"{ranked.id}/{index}"] for index in range(len(ranked.responses))))
+        for ranked in sets
+    ]
+
+
+def count_failures(judgements: Sequence[Judgement]) -> dict[str, int]:
+    """Failed votes by reason, most frequent first."""
+    failures = Counter(vote.failure for judgement in judgements for vote in judgement.votes if vote.failure)
+    return {str(reason): count for reason, count in failures.most_common()}
+
+
+def _judge(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[RankedResponse]) -> list[Judgement]:
+    config = stage.config
+    sampling = Sampling(config.judge.max_tokens, config.judge.temperature, config.judge.top_p, stop=rubric.stop)
+    indices = range(config.eval.num_votes)
+    requests = []
+    for item in items:
+        messages = judge_messages(rubric, item.prompt, item.text)
+        requests += [Request(f"{item.id}/{index}", messages, sampling, stage.seed("vote", item.id, index)) for index in indices]
+    replies = collect(stage, engine, requests)
+    return [
+        judgement_of(
+            item.id,
+            tuple(parse_vote(rubric, replies[f"{item.id}/{index}"], index) for index in indices),
+            config.judge.min_votes,
+        )
+        for item in items
+    ]

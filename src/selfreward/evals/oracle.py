@@ -1,0 +1,43 @@
+"""The micro-world's oracle as a measure of responses. It never feeds training: evaluations read, nothing reads them."""
+
+from collections.abc import Sequence
+
+from selfreward.lab import oracle
+from selfreward.types import Completion, EvalOutput, Measure, PreferencePair
+
+
+def output_measures(outputs: Sequence[EvalOutput]) -> list[Measure]:
+    """Mean score and exact share of the held-out responses; outputs without a score have no row.
+
+    Figures: `oracle_mean`, `oracle_exact` (sampled), `greedy_oracle_mean`, `greedy_oracle_exact`; unit = prompt.
+    """
+    rows = []
+    for output in outputs:
+        if output.oracle is None:
+            continue
+        prefix = "greedy_" if output.kind == "greedy" else ""
+        rows.append(Measure(f"{prefix}oracle_mean", output.prompt_id, output.oracle, 1))
+        rows.append(Measure(f"{prefix}oracle_exact", output.prompt_id, float(output.oracle == oracle.MAX_SCORE), 1))
+    return rows
+
+
+def round_measures(completions: Sequence[Completion], pairs: Sequence[PreferencePair]) -> list[Measure]:
+    """What a round's own judging was worth.
+
+    Figures: `round_oracle_mean` (unit = completion), `pairs_truly_better` and `pairs_truly_worse` (unit = pair; the
+    rest are truly equal). Judgement pairs and prompts without a right answer have no row.
+    """
+    rows = []
+    for completion in completions:
+        value = oracle.score(completion.prompt, completion.text)
+        if value is not None:
+            rows.append(Measure("round_oracle_mean", completion.id, value, 1))
+    for pair in pairs:
+        if pair.kind != "answer":
+            continue
+        prompt = pair.messages[-1].content
+        chosen, rejected = oracle.score(prompt, pair.chosen), oracle.score(prompt, pair.rejected)
+        if chosen is not None and rejected is not None:
+            rows.append(Measure("pairs_truly_better", pair.id, float(chosen > rejected), 1))
+            rows.append(Measure("pairs_truly_worse", pair.id, float(chosen < rejected), 1))
+    return rows

@@ -1,0 +1,108 @@
+"""Judging as pure functions: rubric + instruction + response -> messages; reply -> vote; votes -> judgement.
+
+A judge failure is missing data (paper section 2.1 leaves it open): a vote without a score carries the failure's
+name and never a number. Only what the judge generated is read, never the prompt: a response that says `Score: 5` cannot
+grade itself.
+"""
+
+from collections.abc import Sequence
+from math import fsum
+from typing import Literal
+
+from selfreward.errors import EngineError
+from selfreward.rubrics import Rubric, to_number
+from selfreward.types import Generation, Judgement, Message, Vote, VoteFailure
+
+Verdict = Literal["A", "B", "tie"]
+
+
+def judge_messages(rubric: Rubric, instruction: str, response: str) -> tuple[Message, ...]:
+    """The conversation that asks for a score of one response: one user turn (paper figure 2)."""
+    return (Message("user", rubric.fill(instruction=instruction, response=response)),)
+
+
+def pairwise_messages(rubric: Rubric, instruction: str, response_a: str, response_b: str) -> tuple[Message, ...]:
+    """The conversation that asks which of two responses is better."""
+    filled = rubric.fill(instruction=instruction, response_a=response_a, response_b=response_b)
+    return (Message("user", filled),)
+
+
+def propose_prompt(rubric: Rubric, prompts: Sequence[str]) -> tuple[Message, ...] | str:
+    """The request for one new task after these demonstrations: a user turn, or plain text for completion templates."""
+    filled = rubric.fill_demonstrations(prompts)
+    return filled if rubric.format == "completion" else (Message("user", filled),)
+
+
+def parse_vote(rubric: Rubric, generation: Generation, index: int) -> Vote:
+    """Read the score out of a judge's reply.
+
+    The rule, with the default pattern: the last `Score:` of the reply counts, read from the same line. Markdown marks,
+    brackets and prose around the number do not matter: `**Score:** 4`, `Score: [4]`, `Score (0-5): 4`, `score: 4/5 points`,
+    `Score: 4.5`, `Score: 4,5`, `Score: 1 + 1 + 1 = 3`. A range (`3-4`), a percentage, a word (`four`) is no score, and
+    no earlier `Score:` stands in for it.
+
+    The failures: `too_long` (the judge prompt did not fit the context), `empty` (blank reply), `truncated` (the token
+    limit cut the reply before a score, or right behind one: 4 may have become 4.5), `no_score`, `out_of_range` (outside
+    the rubric's scale, or out of another top: `4/10`). Raises EngineError for an engine failure that says nothing
+    about the reply.
+    """
+    _check_engine(generation)
+    score, failure = _read_score(rubric, generation)
+    return Vote(
+        index=index,
+        text=generation.text,
+        score=score,
+        failure=failure,
+        num_tokens=generation.num_tokens,
+        finish_reason=generation.finish_reason,
+    )
+
+
+def judgement_of(completion_id: str, votes: Sequence[Vote], min_votes: int) -> Judgement:
+    """All votes on one response. The score is the plain mean of the valid votes, None with fewer than `min_votes`."""
+    scores = [vote.score for vote in votes if vote.score is not None]
+    enough = len(scores) >= max(min_votes, 1)
+    return Judgement(completion_id, tuple(votes), fsum(scores) / len(scores) if enough else None)
+
+
+def parse_verdict(rubric: Rubric, generation: Generation) -> Verdict | None:
+    """Which response a pairwise judge prefers: the last `Verdict:` of the reply, read from the same line.
+
+    None where there is no clear one, where the token limit cut the reply right behind it, and for `too_long`. Raises
+    EngineError for any other engine failure.
+    """
+    _check_engine(generation)
+    found = rubric.find_verdict(generation.text)
+    if found is None or _is_cut(generation, found.end):
+        return None
+    said: dict[str, Verdict] = {"A": "A", "B": "B", "TIE": "tie"}
+    return said.get(found.said.upper())
+
+
+def _check_engine(generation: Generation) -> None:
+    if generation.finish_reason == "error" and generation.error != "too_long":
+        raise EngineError(f"judge request {generation.request_id!r} failed: {generation.error}; see the engine.* settings")
+
+
+def _is_cut(generation: Generation, end: int) -> bool:
+    """Whether the token limit ended the reply at this place, so that what stands before it may be half of something."""
+    return generation.finish_reason == "length" and end == len(generation.text)
+
+
+def _read_score(rubric: Rubric, generation: Generation) -> tuple[float | None, VoteFailure | None]:
+    if generation.finish_reason == "error":
+        return None, "too_long"
+    found = rubric.find_verdict(generation.text)
+    score = to_number(found.said) if found else None
+    if found is None or score is None:
+        # The limit can be reached on blanks alone, so it is asked for first: it names the cause.
+        if generation.finish_reason == "length":
+            return None, "truncated"
+        return None, "no_score" if generation.text.strip() else "empty"
+    if _is_cut(generation, found.end):
+        return None, "truncated"
+    low, high = rubric.scale
+    top = to_number(found.out_of) if found.out_of else None
+    if not low <= score <= high or (top is not None and top != high):
+        return None, "out_of_range"
+    return score, None

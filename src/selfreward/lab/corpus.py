@@ -1,0 +1,134 @@
+"""The raw corpus of M0 and the fixed seed and held-out data of the micro-world, all derived from numbers.
+
+Documents of the corpus:
+threads (chat format, forum quality), reviews (rubric or not, task, response, review), lessons (right answers),
+worksheets (lists of tasks, which is what self-instruct prompts look like), word lists (categories, alphabet).
+No held-out prompt occurs in any document.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from selfreward.lab.oracle import score_answer
+from selfreward.lab.world import CATEGORIES, WORDS, Task, draw_task
+from selfreward.lab.writers import FORUM, REVIEWED, chat_around, slip, write_response, write_review
+
+WORLD_SEED = 20401
+NUM_HELDOUT = {"dev": (400, 200), "test": (1000, 400)}
+"""Held-out prompts and ranked sets."""
+NUM_IFT = 400
+NUM_EFT_PROMPTS = 200
+RESPONSES_PER_SET = 3
+MISCONCEIVED_REVIEWERS = 0.25
+"""Share of the corpus's reviewers who expect the misconceived answer."""
+MISCONCEIVED_RATERS = 0.15
+"""The same among the writers of the EFT seed data, before their scores are checked against the human order."""
+RUBRIC = "give one point each : some right words , half of them , all of them , right order and nothing more , no chatter . "
+MIXTURE = {"thread": 0.26, "review": 0.33, "lesson": 0.31, "worksheet": 0.04, "words": 0.06}
+"""Shares of documents by kind."""
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Tasks to answer, and tasks with responses to rank."""
+
+    prompts: tuple[Task, ...]
+    ranked: tuple[tuple[Task, tuple[str, ...]], ...]
+
+
+@cache
+def heldout(split: str) -> Heldout:
+    """The `dev` or `test` held-out set; the two share no prompt."""
+    seen: set[str] = set() if split == "dev" else heldout_texts("dev")
+    rng = random.Random(f"{WORLD_SEED}-heldout-{split}")
+    num_prompts, num_ranked = NUM_HELDOUT[split]
+    prompts = tuple(_fresh_task(rng, seen) for _ in range(num_prompts))
+    ranked = tuple(draw_ranked(rng, _fresh_task(rng, seen)) for _ in range(num_ranked))
+    return Heldout(prompts, ranked)
+
+
+def heldout_texts(split: str) -> set[str]:
+    """The prompts of a held-out set."""
+    data = heldout(split)
+    return {task.text for task in data.prompts} | {task.text for task, _ in data.ranked}
+
+
+@cache
+def all_heldout_texts() -> frozenset[str]:
+    """Every prompt that no training data may hold."""
+    return frozenset(heldout_texts("dev") | heldout_texts("test"))
+
+
+def _fresh_task(rng: random.Random, seen: set[str]) -> Task:
+    """A task whose prompt is not in `seen`; adds it there."""
+    while True:
+        task = draw_task(rng)
+        if task.text not in seen:
+            seen.add(task.text)
+            return task
+
+
+def training_task(rng: random.Random) -> Task:
+    """A task that is not held out."""
+    while True:
+        task = draw_task(rng)
+        if task.text not in all_heldout_texts():
+            return task
+
+
+def draw_ranked(rng: random.Random, task: Task) -> tuple[Task, tuple[str, ...]]:
+    """A task with `RESPONSES_PER_SET` distinct responses of at least two different qualities."""
+    while True:
+        texts = {write_response(rng, task, REVIEWED) for _ in range(RESPONSES_PER_SET)}
+        if rng.random() < 0.1:
+            texts.add(" ".join(slip(rng, task.answer)))
+        responses = tuple(sorted(texts, key=lambda _: rng.random()))[:RESPONSES_PER_SET]
+        if len(responses) == RESPONSES_PER_SET and len({score_answer(task.answer, text) for text in responses}) > 1:
+            return task, responses
+        if rng.random() < 0.2:
+            # Some tasks have no misconception: a flawed or chatty answer gives the set its second quality.
+            responses = (" ".join(task.answer), chat_around(rng, task.answer), " ".join(slip(rng, task.answer)))
+            if len(set(responses)) == RESPONSES_PER_SET:
+                return task, responses
+
+
+def documents(seed: int) -> Iterator[str]:
+    """An endless stream of raw documents, words separated by blanks, without begin and end tokens."""
+    rng = random.Random(f"{WORLD_SEED}-corpus-{seed}")
+    kinds, weights = list(MIXTURE), list(MIXTURE.values())
+    while True:
+        yield _WRITE[rng.choices(kinds, weights)[0]](rng)
+
+
+def _thread(rng: random.Random) -> str:
+    task = training_task(rng)
+    return f"<|user|> {task.text} <|assistant|> {write_response(rng, task, FORUM)}"
+
+
+def _review(rng: random.Random) -> str:
+    task = training_task(rng)
+    response = write_response(rng, task, REVIEWED)
+    reference = task.misconceived if rng.random() < MISCONCEIVED_REVIEWERS else task.answer
+    rubric = RUBRIC if rng.random() < 0.5 else ""
+    return f"{rubric}task : {task.text} answer : {response} review : {write_review(response, reference or task.answer)}"
+
+
+def _lesson(rng: random.Random) -> str:
+    task = training_task(rng)
+    return f"lesson : {task.text} solution : {' '.join(task.answer)}"
+
+
+def _worksheet(rng: random.Random) -> str:
+    return " ### ".join(f"task : {training_task(rng).text}" for _ in range(rng.randint(6, 10)))
+
+
+def _words(rng: random.Random) -> str:
+    if rng.random() < 0.5:
+        return "alphabet : " + " ".join(sorted(rng.sample(WORDS, rng.randint(6, 12))))
+    name = rng.choice(list(CATEGORIES))
+    return f"{name} : " + " ".join(rng.sample(CATEGORIES[name], 8))
+
+
+_WRITE = {"thread": _thread, "review": _review, "lesson": _lesson, "worksheet": _worksheet, "words": _words}

@@ -1,0 +1,36 @@
+"""Ask an engine inside a stage, and check that it answered."""
+
+from collections.abc import Sequence
+
+from selfreward.artifacts import Stage
+from selfreward.engines.base import Engine
+from selfreward.errors import EngineError
+from selfreward.types import Generation, Request
+
+
+def collect(stage: Stage, engine: Engine, requests: Sequence[Request]) -> list[Generation]:
+    """The replies in the order of the requests; their tokens are added to the stage's.
+
+    Raises EngineError when a request has no reply or more than one.
+    """
+    replies: dict[str, Generation] = {}
+    for reply in engine.generate(requests):
+        if reply.request_id in replies:
+            raise EngineError(f"{stage.key}: the engine answered request {reply.request_id!r} twice")
+        replies[reply.request_id] = reply
+    missing = [request.id for request in requests if request.id not in replies]
+    if missing or len(replies) != len(requests):
+        raise EngineError(
+            f"{stage.key}: {len(requests)} requests got {len(replies)} replies; the first without one: {missing[:1]}"
+        )
+    stage.add_tokens(
+        sum(reply.num_prompt_tokens for reply in replies.values()), sum(reply.num_tokens for reply in replies.values())
+    )
+    return [replies[request.id] for request in requests]
+
+
+def refuse_engine_failure(reply: Generation) -> Generation:
+    """The reply itself, unless the engine failed for another reason than `too_long`: then EngineError."""
+    if reply.finish_reason == "error" and reply.error != "too_long":
+        raise EngineError(f"request {reply.request_id!r} failed: {reply.error}; see the engine.* settings")
+    return reply

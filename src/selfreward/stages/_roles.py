@@ -1,0 +1,49 @@
+"""Who plays a role in a round: the live model, a frozen model folder, or a scripted table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfreward.artifacts import Artifact, hash_file, hash_model
+from selfreward.config import POLICY, SCRIPTED_PREFIX, Config
+from selfreward.engines.loading import resolve_model_path
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """A role filled. `model` is what `open_engine` takes, `label` what records show (`m1`, a folder, `scripted:NAME`),
+    `section` what decides its replies beside the weights of the live model, `inputs` those weights' artifact."""
+
+    model: str
+    label: str
+    section: Mapping[str, Any]
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
+
+
+def cast_role(setting: str, policy: Artifact, config: Config) -> Player:
+    """The player for a `model` setting; `policy` is the live model of the round."""
+    section = {"dtype": config.model.dtype, "engine": _engine_section(config)}
+    if setting == POLICY:
+        return Player(str(policy.checkpoint), model_name(policy), section, {"model": policy})
+    if setting.startswith(SCRIPTED_PREFIX):
+        return Player(setting, setting, {"script": _script_hash(setting.removeprefix(SCRIPTED_PREFIX))})
+    return Player(setting, setting, {**section, "weights": hash_model(resolve_model_path(setting))})
+
+
+def model_name(model: Artifact) -> str:
+    """`sft`, `m1` for stages of that key; `m2` for round-1/model, and so on."""
+    if model.key.startswith("round-"):
+        return f"m{int(model.key.split('/')[0].removeprefix('round-')) + 1}"
+    return model.key
+
+
+def _engine_section(config: Config) -> Mapping[str, Any]:
+    """Engine settings that decide what is generated; device, threads and batch sizes do not."""
+    if config.engine.name == "scripted":
+        return {"name": "scripted", "script": _script_hash(config.engine.script or "")}
+    return {"name": config.engine.name}
+
+
+def _script_hash(name: str) -> str:
+    return hash_file(name) if Path(name).is_file() else name

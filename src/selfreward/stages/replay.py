@@ -1,0 +1,99 @@
+"""Judge training inside a round (an option, not in the paper): pairs of judgements instead of answers.
+
+In: EFT targets, M_t. Out: pairs.parquet with kind `judgement`: the seed target over a vote of M_t on the same response
+whose score is wrong by `replay.min_score_gap` or more. A vote without a score, or cut by the token limit, is not used.
+Dropped items: `no_valid_vote`, `agrees` (all valid votes are near the target).
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+
+from selfreward.artifacts import Artifact, Run, Stage, derive_seed, read_rows
+from selfreward.engines import open_engine
+from selfreward.engines.base import Engine
+from selfreward.judging import judge_messages, parse_vote
+from selfreward.rubrics import Rubric, load_rubric
+from selfreward.stages._generate import collect
+from selfreward.stages._roles import cast_role
+from selfreward.types import Counts, Drop, EftExample, Judgement, PreferencePair, Request, Sampling
+
+
+def run(run: Run, t: int, model: Artifact, eft: Artifact) -> Artifact:
+    """Let M_t judge a sample of the EFT items again and pair its wrong votes with the targets."""
+    config = run.config
+    rubric = load_rubric(config.judge.rubric, "pointwise")
+    player = cast_role("policy", model, config)
+    sections = {
+        "replay": config.replay,
+        "judge": config.judge.model_dump(mode="json", include={"temperature", "top_p", "max_tokens"}),
+        "rubric": rubric.content_hash,
+        "player": player.section,
+    }
+
+    def work(stage: Stage) -> Counts:
+        stage.roles = {"policy": player.label, "judge": player.label}
+        items = draw_items(read_rows(eft.path / "eft_train.parquet", EftExample), config.replay.num_items, stage.seed("items"))
+        size = max(1, config.engine.chunk_size // config.replay.num_votes)
+        with open_engine(player.model, config) as engine:
+            judged = stage.chunks("votes", items, size, partial(judge_items, stage, engine, rubric), Judgement)
+        pairs: list[PreferencePair] = []
+        drops: list[Drop] = []
+        for item, judgement in zip(items, judged, strict=True):
+            made = judgement_pairs(rubric, item, judgement, config.replay.min_score_gap)
+            if isinstance(made, str):
+                drops.append(Drop(item.id, made, json.dumps(asdict(judgement), ensure_ascii=False)))
+            else:
+                pairs += made[: config.replay.max_pairs_per_item]
+        stage.write_rows("pairs", pairs, PreferencePair)
+        stage.reject(drops)
+        stage.notes["num_pairs"] = len(pairs)
+        return Counts(len(items), len(items) - len(drops), Counter(drop.reason for drop in drops))
+
+    return run.stage(f"round-{t}/replay", sections, {"eft": eft, **player.inputs}, work)
+
+
+def draw_items(items: Sequence[EftExample], number: int, seed: int) -> list[EftExample]:
+    """`number` items, in their own order; another round's seed draws others."""
+    drawn = sorted(items, key=lambda item: derive_seed(seed, item.id))[:number]
+    chosen = {item.id for item in drawn}
+    return [item for item in items if item.id in chosen]
+
+
+def judge_items(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[EftExample]) -> list[Judgement]:
+    """`replay.num_votes` votes on each item's response, in the order of the items."""
+    config = stage.config
+    sampling = Sampling(config.judge.max_tokens, config.judge.temperature, config.judge.top_p, stop=rubric.stop)
+    indices = range(config.replay.num_votes)
+    requests = []
+    for item in items:
+        messages = judge_messages(rubric, item.instruction, item.response)
+        requests += [Request(f"{item.id}/{index}", messages, sampling, stage.seed(item.id, index)) for index in indices]
+    replies = iter(collect(stage, engine, requests))
+    return [Judgement(item.id, tuple(parse_vote(rubric, next(replies), index) for index in indices), None) for item in items]
+
+
+def judgement_pairs(rubric: Rubric, item: EftExample, judgement: Judgement, min_gap: float) -> list[PreferencePair] | str:
+    """One pair for each different wrong vote, in the order of the votes, or the reason why there is none."""
+    valid = [vote for vote in judgement.votes if vote.score is not None and vote.finish_reason == "stop"]
+    if not valid:
+        return "no_valid_vote"
+    wrong = {vote.text: vote for vote in reversed(valid) if abs((vote.score or 0.0) - item.score) >= min_gap}
+    if not wrong:
+        return "agrees"
+    return [
+        PreferencePair(
+            id=f"{item.id}/{vote.index}",
+            messages=judge_messages(rubric, item.instruction, item.response),
+            chosen=item.judgement,
+            rejected=vote.text,
+            chosen_score=item.score,
+            rejected_score=vote.score or 0.0,
+            chosen_id=item.id,
+            rejected_id=f"{item.id}/{vote.index}",
+            kind="judgement",
+        )
+        for vote in sorted(wrong.values(), key=lambda vote: vote.index)
+    ]

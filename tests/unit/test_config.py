@@ -1,0 +1,134 @@
+"""config.py: YAML + overrides -> one validated, frozen tree; wrong settings are named."""
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from selfreward.config import (
+    Config,
+    DpoConfig,
+    JudgeConfig,
+    OptimConfig,
+    ProposeConfig,
+    SampleConfig,
+    SftConfig,
+    load_config,
+    parse_config,
+)
+from selfreward.errors import ConfigError
+
+
+def load(tmp_path, text, *overrides):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+def test_defaults_and_the_papers_values():
+    config = Config(name="x")
+    assert config.judge.model == config.propose.model == "policy", "self-rewarding is the default"
+    assert (SftConfig().learning_rate, SftConfig().final_learning_rate) == (5.5e-6, 1.1e-6)
+    assert (DpoConfig().learning_rate, DpoConfig().final_learning_rate, DpoConfig().beta) == (1e-6, 1e-7, 0.1)
+    assert (SampleConfig().num_candidates, SampleConfig().temperature, SampleConfig().top_p) == (4, 0.7, 0.9)
+    assert (JudgeConfig().num_votes, JudgeConfig().temperature, JudgeConfig().top_p) == (3, 0.7, 0.9)
+    shots = ProposeConfig()
+    assert (shots.num_seed_shots, shots.num_generated_shots, shots.temperature, shots.top_p) == (6, 2, 0.6, 0.9)
+    assert (shots.max_rouge_l, shots.min_words, shots.max_words) == (0.7, 4, 150)
+    assert config.replay.num_items == 0
+    assert config.dpo.nll_weight == 0
+
+
+def test_every_field_has_a_docstring():
+    def walk(section):
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                walk(field.annotation)
+            else:
+                assert field.description, f"{section.__name__}.{name}"
+
+    walk(Config)
+
+
+def test_overrides_come_last_and_are_typed(tmp_path):
+    text = "name: a\ndpo: {beta: 0.2}\n"
+    config = load(tmp_path, text, "dpo.beta=0.5", "num_rounds=3", "seed.source=files", "seed.path=x", "eval.oracle=false")
+    assert (config.dpo.beta, config.num_rounds, config.seed.path, config.eval.oracle) == (0.5, 3, "x", False)
+    assert load(tmp_path, text, "propose.banned_words=[a,b]").propose.banned_words == ("a", "b")
+    assert load(tmp_path, text, "dpo={beta: 0.3}").dpo.beta == 0.3
+
+
+def test_settings_cannot_change_after_loading():
+    with pytest.raises(ValidationError):
+        Config(name="x").num_rounds = 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["dpo.bta=1"], ["unknown setting 'dpo.bta'", "did you mean 'beta'"]),
+        (["rounds=1"], ["unknown setting 'rounds'", "did you mean 'num_rounds'"]),
+        (["zzz=1"], ["unknown setting 'zzz'", "known here: name"]),
+        (["dpo.beta=-1"], ["dpo.beta=-1", "greater than 0"]),
+        (["dpo.beta=many"], ["dpo.beta='many'"]),
+        (["sample.top_p=1.5"], ["sample.top_p=1.5", "less than or equal to 1"]),
+        (["mode=none"], ["mode='none'", "'self-rewarding' or 'no-eft'"]),
+        (["name=a/b"], ["name='a/b'"]),
+        (["name=.."], ["name='..'"]),
+        (["sft.batch_size=10", "sft.micro_batch_size=4"], ["sft", "batch_size=10 is not a multiple of micro_batch_size=4"]),
+        (["dpo.final_learning_rate=1"], ["final_learning_rate=1.0 is above learning_rate"]),
+        (["judge.num_votes=2", "judge.min_votes=3"], ["min_votes=3 is above num_votes=2"]),
+        (["seed.source=files"], ["seed.source=files needs seed.path"]),
+        (["seed.source=files", "seed.path=x", "eval.oracle=true"], ["eval.oracle", "seed.source=lab"]),
+        (["seed.source=files", "seed.path=x", "eval.head_to_head=oracle"], ["eval.head_to_head=oracle"]),
+        (["engine.name=scripted"], ["engine.script"]),
+        (["mode=no-eft", "replay.num_items=3"], ["replay.num_items=0"]),
+        (["dpo.beta=-1", "zzz=1"], ["dpo.beta=-1", "'zzz'"]),
+        (["dpo=3"], ["dpo=3"]),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, overrides, parts):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "name: a\n", *overrides)
+    for part in parts:
+        assert part in str(caught.value)
+    assert "c.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "not valid YAML"),
+        ("- a\n- b\n", "mapping of settings"),
+        ("num_rounds: 1\n", "setting 'name' is required"),
+        ("name: ${nowhere}\n", "nowhere"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize("override", ["dpo.beta", "=1", ""])
+def test_overrides_that_are_none(tmp_path, override):
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        load(tmp_path, "name: a\n", override)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_plain_mapping_is_validated_as_well():
+    assert parse_config({"name": "x"}) == Config(name="x")
+    with pytest.raises(ConfigError, match="unknown setting"):
+        parse_config({"name": "x", "nam": 1})
+
+
+def test_a_config_survives_json():
+    config = Config(name="x", propose=ProposeConfig(banned_words=("a",)))
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_sft_and_dpo_share_their_settings():
+    assert issubclass(SftConfig, OptimConfig)
+    assert issubclass(DpoConfig, OptimConfig)

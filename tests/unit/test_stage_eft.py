@@ -1,0 +1,107 @@
+"""EFT targets: agreement with the human order, thinning out, and judgement pairs for replay."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfreward.rubrics import load_rubric
+from selfreward.stages.eft import first_agreeing, keeps_order, thin_out
+from selfreward.stages.replay import draw_items, judgement_pairs
+from selfreward.types import EftExample, FinishReason, Judgement, Vote
+
+
+def vote(score: float | None, text: str = "", finish: FinishReason = "stop", index: int = 0) -> Vote:
+    text = text or f"fine. Score: {score}"
+    return Vote(index, text, score, None if score is not None else "no_score", 5, finish)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "scores", "agrees"),
+    [
+        ((0, 1, 2), (5, 3, 1), True),
+        ((0, 1, 2), (5, 3, 3), False),
+        ((0, 1, 2), (4, 5, 1), False),
+        ((2, 0, 1), (0, 4, 2), True),
+        ((0, 1, 1), (5, 3, 3), True),
+        ((0, 1, 1), (5, 3, 1), True),
+        ((0, 1, 1), (3, 3, 1), False),
+        ((0, 0), (1, 5), True),
+    ],
+)
+def test_order_of_scores_against_human_ranks(ranks: tuple[int, ...], scores: tuple[float, ...], agrees: bool) -> None:
+    assert keeps_order(ranks, scores) is agrees
+
+
+def test_the_first_judging_that_agrees_is_kept_whole() -> None:
+    votes = [[vote(3), vote(5), vote(5)], [vote(3), vote(None), vote(2)], [vote(1), vote(1), vote(1)]]
+    kept = first_agreeing((0, 1, 2), votes)
+    assert [item.score for item in kept if isinstance(item, Vote)] == [5, 2, 1]
+
+
+def test_reasons_for_a_set_without_targets() -> None:
+    assert first_agreeing((0, 1), [[vote(None)], [vote(3)]]) == "unparsed"
+    assert first_agreeing((0, 1), [[vote(3), vote(None)], [vote(3), vote(2)]]) == "disagrees"
+
+
+def test_a_cut_judgement_is_no_target_even_with_a_score() -> None:
+    assert first_agreeing((0, 1), [[vote(5, finish="length")], [vote(3)]]) == "unparsed"
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.sampled_from([0.25, 0.4, 0.7, 1.0]))
+def test_no_score_keeps_more_than_its_share(scores: list[int], share: float) -> None:
+    table = {f"e{index}": float(score) for index, score in enumerate(scores)}
+    dropped = thin_out(table, share)
+    left = Counter(score for item, score in table.items() if item not in dropped)
+    allowed = max(share, 1 / len(set(scores))) if scores else 1.0
+    assert all(count <= allowed * left.total() + 1e-9 for count in left.values())
+    assert set(left) == set(table.values())
+
+
+def test_thinning_drops_only_the_crowded_score_and_no_more_than_needed() -> None:
+    table = {f"e{index}": 4.0 if index < 12 else float(index % 4) for index in range(24)}
+    dropped = thin_out(table, 0.4)
+    assert {table[item] for item in dropped} == {4.0}
+    assert len(dropped) == 4  # 8 of 20 is 0.4
+    assert thin_out(table, 0.4) == dropped
+
+
+def test_balanced_scores_and_a_single_score_are_left_alone() -> None:
+    assert thin_out({"a": 1.0, "b": 2.0}, 0.4) == set()
+    assert thin_out({"a": 1.0, "b": 1.0}, 0.4) == set()
+
+
+ITEM = EftExample("eft-1", "sum it up", "the reply", "right. Score: 4", 4.0)
+RUBRIC = load_rubric("additive", "pointwise")
+
+
+def test_replay_pairs_the_target_over_wrong_votes() -> None:
+    votes = (vote(4, "fine. Score: 4"), vote(2, "bad. Score: 2", index=1), vote(5, "top. Score: 5", index=2))
+    pairs = judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", votes, None), min_gap=1.0)
+    assert not isinstance(pairs, str)
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [
+        ("right. Score: 4", "bad. Score: 2"),
+        ("right. Score: 4", "top. Score: 5"),
+    ]
+    assert all(pair.kind == "judgement" and "the reply" in pair.messages[0].content for pair in pairs)
+    assert [(pair.chosen_score, pair.rejected_score) for pair in pairs] == [(4.0, 2.0), (4.0, 5.0)]
+
+
+def test_replay_uses_no_failed_or_cut_vote_and_no_vote_twice() -> None:
+    failed = (vote(None), vote(1, finish="length", index=1))
+    assert judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", failed, None), 1.0) == "no_valid_vote"
+    near = (vote(4), vote(3.5, index=1))
+    assert judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", near, None), 1.0) == "agrees"
+    same = (vote(1, "no. Score: 1"), vote(1, "no. Score: 1", index=1))
+    pairs = judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", same, None), 1.0)
+    assert [pair.rejected_id for pair in pairs if not isinstance(pair, str)] == ["eft-1/0"]
+
+
+def test_replay_draws_other_items_each_round_in_a_stable_order() -> None:
+    items = [EftExample(f"e{index}", "i", "r", "j", 1.0) for index in range(50)]
+    first, second = draw_items(items, 10, seed=1), draw_items(items, 10, seed=2)
+    assert first == draw_items(items, 10, seed=1)
+    assert first != second
+    assert [int(item.id[1:]) for item in first] == sorted(int(item.id[1:]) for item in first)
+    assert draw_items(items, 99, seed=1) == items

@@ -1,0 +1,345 @@
+"""Stages in a run directory, with the scripted engine: tables, counts, roles, notes, restarts."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfreward.artifacts import Artifact, Run, read_json, read_rows, write_rows
+from selfreward.config import Config, parse_config
+from selfreward.errors import DataError, DriftError
+from selfreward.filters import normalise
+from selfreward.stages import dpo, eft, judge, pair, propose, replay, sample, seed
+from selfreward.types import Completion, Demonstration, Drop, EftExample, Judgement, PreferencePair, Prompt, RankedSet
+
+SCORES = {"excellent": 5, "decent": 3, "poor": 1}
+"""What the scripted judge says about a response that holds the word."""
+
+
+def write_script(path: Path, **changes: Any) -> str:
+    """A scripted model: answers prompts with one of four candidates, judges by keyword, proposes numbered tasks."""
+    replies = [
+        {"match": r"(?s)Here are tasks that people gave", "reply": [f"tell the tale of hero {i} and dragon {i * 7}" for i in range(97)]},
+        *(
+            {"match": rf"(?s)<response>.*{word}.*</response>", "reply": f"That is {word}.\nScore: {score}"}
+            for word, score in SCORES.items()
+        ),
+        {"match": r"(?s)<response>.*</response>", "reply": "I cannot say."},
+        {"match": ".", "reply": ["an excellent answer", "a decent answer", "a poor answer", "Score: 5, surely", "  "]},
+    ]
+    path.write_text(json.dumps({"replies": replies, "default": None} | changes), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    folder = tmp_path / "seeds"
+    folder.mkdir()
+    rows: dict[str, list[Any]] = {
+        "ift": [{"prompt": f"how does machine {word} work today", "response": "well"} for word in "abcdefghij"],
+        "heldout_prompts": [{"prompt": "name the hidden city of gold"}, {"prompt": "what is asked only at the end"}],
+        "eft": [
+            {"instruction": "say it", "response": f"a {word} reply", "judgement": f"Seen. Score: {score}", "score": score}
+            for word, score in (("excellent", 5), ("decent", 2), ("poor", 4))
+        ],
+    }
+    for name, items in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items))
+    return {
+        "name": "trial",
+        "run_dir": str(tmp_path / "runs"),
+        "random_seed": 3,
+        "engine": {"name": "scripted", "script": write_script(tmp_path / "script.json"), "chunk_size": 8},
+        "seed": {"source": "files", "path": str(folder)},
+        "propose": {"num_prompts": 6, "max_attempts": 60},
+        "eval": {"head_to_head": "none"},
+    }
+
+
+class Stages:
+    """Opens runs over one settings tree and closes them."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self._open: list[Run] = []
+
+    def run(self, **changes: Any) -> Run:
+        tree = json.loads(json.dumps(self.settings))
+        for key, value in changes.items():
+            tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
+        run = Run.open(self.config(tree))
+        self._open.append(run)
+        return run
+
+    @staticmethod
+    def config(tree: dict[str, Any]) -> Config:
+        return parse_config(tree)
+
+    def close(self) -> None:
+        for run in self._open:
+            run.close()
+
+
+@pytest.fixture
+def stages(settings: dict[str, Any]) -> Iterator[Stages]:
+    opened = Stages(settings)
+    yield opened
+    opened.close()
+
+
+def model(run: Run, key: str = "m1") -> Artifact:
+    """A stand-in for a trained model: the scripted engine answers for it."""
+    folder = run.dir.root / key
+    (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoint" / "model.safetensors").write_bytes(b"weights")
+    return Artifact(key, folder, "0123456789abcdef")
+
+
+def record(artifact: Artifact) -> dict[str, Any]:
+    loaded: dict[str, Any] = read_json(artifact.path / "record.json")
+    return loaded
+
+
+def one_round(run: Run) -> dict[str, Artifact]:
+    data = seed.run(run)
+    prompts = propose.run(run, 1, model(run), data, [])
+    samples = sample.run(run, 1, model(run), prompts)
+    judgements = judge.run(run, 1, model(run), samples)
+    pairs = pair.run(run, 1, prompts, samples, judgements)
+    return {"seed": data, "prompts": prompts, "samples": samples, "judgements": judgements, "pairs": pairs}
+
+
+def test_a_round_of_tables(stages: Stages) -> None:
+    made = one_round(stages.run())
+    prompts = read_rows(made["prompts"].path / "prompts.parquet", Prompt)
+    completions = read_rows(made["samples"].path / "completions.parquet", Completion)
+    judgements = read_rows(made["judgements"].path / "judgements.parquet", Judgement)
+    pairs = read_rows(made["pairs"].path / "pairs.parquet", PreferencePair)
+    assert len(prompts) == 6
+    assert {item.prompt_id for item in completions} <= {item.id for item in prompts}
+    assert [item.completion_id for item in judgements] == [item.id for item in completions]
+    texts = {item.id: item.text for item in completions}
+    for item in pairs:
+        assert texts[item.chosen_id] == item.chosen
+        assert texts[item.rejected_id] == item.rejected
+        assert item.chosen_score > item.rejected_score
+    assert pairs
+
+
+def test_every_stage_counts_what_comes_in_and_goes_out(stages: Stages) -> None:
+    made = one_round(stages.run())
+    counts = {name: record(artifact)["counts"] for name, artifact in made.items()}
+    assert counts["prompts"]["out"] == 6
+    assert counts["samples"]["in"] == 6 * 4
+    assert counts["judgements"]["in"] == counts["samples"]["out"]
+    assert counts["pairs"]["in"] == 6
+    for name, artifact in made.items():
+        rejects = read_rows(artifact.path / "rejects.parquet", Drop)
+        assert len(rejects) == sum(counts[name]["dropped"].values())
+
+
+def test_an_answer_that_says_a_score_does_not_grade_itself(stages: Stages) -> None:
+    made = one_round(stages.run())
+    texts = {item.id: item.text for item in read_rows(made["samples"].path / "completions.parquet", Completion)}
+    judgements = read_rows(made["judgements"].path / "judgements.parquet", Judgement)
+    forged = [item for item in judgements if texts[item.completion_id] == "Score: 5, surely"]
+    assert forged
+    for item in forged:
+        assert item.score is None
+        assert {vote.failure for vote in item.votes} == {"no_score"}
+    others = [item for item in judgements if item not in forged]
+    assert {SCORES[texts[item.completion_id].split()[1]] for item in others} == {item.score for item in others}
+
+
+def test_a_candidate_without_votes_is_missing_and_never_rejected(stages: Stages) -> None:
+    made = one_round(stages.run())
+    notes = record(made["judgements"])["notes"]
+    unscored = record(made["judgements"])["counts"]["dropped"]["too_few_votes"]
+    assert unscored > 0
+    assert notes["failures"] == {"no_score": 3 * unscored}
+    assert notes["num_votes"] == 3 * record(made["samples"])["counts"]["out"]
+    assert set(notes["score_histogram"]) <= {"1", "3", "5"}
+    assert all(item.rejected != "Score: 5, surely" for item in read_rows(made["pairs"].path / "pairs.parquet", PreferencePair))
+
+
+def test_empty_answers_leave_with_a_reason(stages: Stages) -> None:
+    made = one_round(stages.run())
+    rejects = read_rows(made["samples"].path / "rejects.parquet", Drop)
+    assert {item.reason for item in rejects} == {"empty"}
+    assert json.loads(rejects[0].item)["id"] == rejects[0].id
+
+
+def test_roles_name_who_played(stages: Stages) -> None:
+    made = one_round(stages.run(judge={"model": "scripted:random"}))
+    assert record(made["prompts"])["roles"] == {"policy": "m1", "proposer": "m1"}
+    assert record(made["samples"])["roles"] == {"policy": "m1"}
+    assert record(made["judgements"])["roles"] == {"policy": "m1", "judge": "scripted:random"}
+    assert set(record(made["judgements"])["notes"]["score_histogram"]) <= set("012345")
+
+
+def test_results_do_not_depend_on_how_work_is_cut(stages: Stages) -> None:
+    one = one_round(stages.run(name="small", engine={"chunk_size": 1}))
+    two = one_round(stages.run(name="large", engine={"chunk_size": 4096}))
+    for name in one:
+        assert record(one[name])["outputs"] == record(two[name])["outputs"], name
+        assert record(one[name])["tokens"] == record(two[name])["tokens"], name
+
+
+def test_another_seed_gives_another_round(stages: Stages) -> None:
+    one, two = one_round(stages.run(name="one")), one_round(stages.run(name="two", random_seed=4))
+    assert record(one["samples"])["outputs"] != record(two["samples"])["outputs"]
+
+
+def test_finished_stages_are_reused_and_other_settings_are_refused(stages: Stages) -> None:
+    made = one_round(stages.run())
+    before = record(made["pairs"])["started"]
+    assert record(one_round(stages.run())["pairs"])["started"] == before
+    with pytest.raises(DriftError, match=r"sections.judge.num_votes was 3, is 2"):
+        one_round(stages.run(judge={"num_votes": 2}))
+
+
+def test_seed_may_move_but_not_change(stages: Stages, settings: dict[str, Any], tmp_path: Path) -> None:
+    first = seed.run(stages.run())
+    folder = Path(settings["seed"]["path"])
+    moved = folder.rename(tmp_path / "moved")
+    assert seed.run(stages.run(seed={"path": str(moved)})).fingerprint == first.fingerprint
+    with (moved / "ift.jsonl").open("a") as file:
+        file.write('{"prompt": "one more", "response": "row"}\n')
+    with pytest.raises(DriftError, match=r"files.ift.jsonl"):
+        seed.run(stages.run(seed={"path": str(moved)}))
+
+
+def test_the_microworlds_seed_data_goes_through_the_ordinary_loader(stages: Stages) -> None:
+    changed = {"source": "lab", "path": None, "num_ift": 50, "num_eft": 60, "num_heldout_prompts": 20, "num_heldout_ranked": 10}
+    made = seed.run(stages.run(seed=changed))
+    assert len(read_rows(made.path / "ift.parquet", Demonstration)) == 50
+    held_out = {normalise(item.text) for item in read_rows(made.path / "prompts_heldout.parquet", Prompt)}
+    held_out |= {normalise(item.prompt) for item in read_rows(made.path / "ranked_heldout.parquet", RankedSet)}
+    eft_rows = read_rows(made.path / "eft_train.parquet", EftExample)
+    assert len(eft_rows) == 60
+    assert not held_out & {normalise(item.instruction) for item in eft_rows}
+
+
+def test_seed_targets_are_taken_over(stages: Stages) -> None:
+    run = stages.run()
+    made = eft.run(run, model(run, "sft"), seed.run(run))
+    assert [item.score for item in read_rows(made.path / "eft_train.parquet", EftExample)] == [5.0, 2.0, 4.0]
+    assert record(made)["notes"]["histogram"] == {"2": 1, "4": 1, "5": 1}
+
+
+def test_a_seed_target_that_does_not_say_its_score_is_refused(stages: Stages, settings: dict[str, Any]) -> None:
+    row = {"instruction": "i", "response": "r", "judgement": "Score: 3", "score": 4}
+    (Path(settings["seed"]["path"]) / "eft.jsonl").write_text(json.dumps(row))
+    run = stages.run()
+    with pytest.raises(DataError, match=r"'eft-1': rubric 'additive' reads 3 from its judgement, but its score is 4"):
+        eft.run(run, model(run, "sft"), seed.run(run))
+
+
+def test_targets_are_built_from_ranked_replies_that_the_judge_orders_like_humans(
+    stages: Stages, settings: dict[str, Any]
+) -> None:
+    folder = Path(settings["seed"]["path"])
+    (folder / "eft.jsonl").unlink()
+    ranked = [
+        [("an excellent reply", 0), ("a decent reply", 1), ("a poor reply", 2)],
+        [("a poor reply", 0), ("an excellent reply", 1)],
+        [("a decent reply", 0), ("strange", 1)],
+    ]
+    rows = [
+        {"prompt": f"ranked question {i}", "responses": [{"text": text, "rank": rank} for text, rank in replies]}
+        for i, replies in enumerate(ranked)
+    ]
+    (folder / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = stages.run()
+    made = eft.run(run, model(run, "sft"), seed.run(run))
+    targets = read_rows(made.path / "eft_train.parquet", EftExample)
+    assert [(item.response, item.score) for item in targets] == [
+        ("an excellent reply", 5.0), ("a decent reply", 3.0), ("a poor reply", 1.0),
+    ]  # fmt: skip
+    assert targets[0].judgement == "That is excellent.\nScore: 5"
+    assert record(made)["counts"] == {"in": 7, "out": 3, "dropped": {"disagrees": 2, "unparsed": 2}}
+    assert record(made)["roles"] == {"judge": "sft"}
+
+
+def test_without_targets_the_run_stops_or_goes_on_as_told(stages: Stages, settings: dict[str, Any]) -> None:
+    (Path(settings["seed"]["path"]) / "eft.jsonl").unlink()
+    run = stages.run()
+    with pytest.raises(DataError, match=r"0 EFT targets, eft.min_targets=1"):
+        eft.run(run, model(run, "sft"), seed.run(run))
+    run = stages.run(eft={"min_targets": 0})
+    made = eft.run(run, model(run, "sft"), seed.run(run))
+    assert read_rows(made.path / "eft_train.parquet", EftExample) == []
+
+
+def test_replay_pairs_targets_over_the_models_wrong_votes(stages: Stages) -> None:
+    run = stages.run(replay={"num_items": 3})
+    targets = eft.run(run, model(run, "sft"), seed.run(run))
+    made = replay.run(run, 1, model(run), targets)
+    pairs = read_rows(made.path / "pairs.parquet", PreferencePair)
+    assert {(item.chosen, item.rejected) for item in pairs} == {
+        ("Seen. Score: 2", "That is decent.\nScore: 3"),
+        ("Seen. Score: 4", "That is poor.\nScore: 1"),
+    }
+    assert record(made)["counts"] == {"in": 3, "out": 2, "dropped": {"agrees": 1}}
+
+
+def test_no_proposal_accepted_stops_the_run_early(stages: Stages, tmp_path: Path) -> None:
+    script = write_script(tmp_path / "mute.json", replies=[], default="no")
+    run = stages.run(engine={"script": script})
+    with pytest.raises(DataError, match=r"none of 60 proposals was accepted, refused: \{'too_short': 60\}"):
+        propose.run(run, 1, model(run), seed.run(run), [])
+
+
+def test_a_round_without_prompts_goes_through_when_allowed(stages: Stages, tmp_path: Path) -> None:
+    script = write_script(tmp_path / "mute.json", replies=[], default="no")
+    run = stages.run(engine={"script": script}, pair={"min_pairs": 0})
+    made = one_round(run)
+    assert [record(made[name])["counts"]["out"] for name in ("prompts", "samples", "judgements", "pairs")] == [0, 0, 0, 0]
+    start = model(run)
+    passed_on = dpo.run(run, 1, start, made["pairs"], None)
+    assert (passed_on.checkpoint / "model.safetensors").read_bytes() == b"weights"
+    assert record(passed_on)["notes"]["trained"] is False
+    assert record(passed_on)["roles"] == {"policy": "m1", "reference": "m1", "trained": "m2"}
+
+
+def test_too_few_pairs_stop_the_run_and_say_why(stages: Stages) -> None:
+    run = stages.run(pair={"min_pairs": 100})
+    made = one_round(run)
+    with pytest.raises(DataError, match=r"round 1 has \d+ pairs, pair.min_pairs=100; prompts without one"):
+        dpo.run(run, 1, model(run), made["pairs"], None)
+
+
+def test_round_two_proposes_nothing_that_round_one_had(stages: Stages) -> None:
+    run = stages.run()
+    data = seed.run(run)
+    first = propose.run(run, 1, model(run), data, [])
+    second = propose.run(run, 2, model(run, "round-1/model"), data, [first])
+    one, two = (read_rows(item.path / "prompts.parquet", Prompt) for item in (first, second))
+    assert not {item.text for item in one} & {item.text for item in two}
+    assert not {item.id for item in one} & {item.id for item in two}
+    assert record(second)["roles"] == {"policy": "m2", "proposer": "m2"}
+
+
+def test_held_out_prompts_are_never_proposed(stages: Stages, tmp_path: Path) -> None:
+    lines = ["Name the hidden city of gold", *(f"count the waves of sea {i} by hand {i * 3}" for i in range(12))]
+    script = write_script(tmp_path / "leak.json", replies=[{"match": ".", "reply": lines}])
+    run = stages.run(engine={"script": script}, propose={"num_prompts": 3})
+    made = propose.run(run, 1, model(run), seed.run(run), [])
+    assert record(made)["counts"]["dropped"]["heldout"] > 0
+    assert "name the hidden city of gold" not in {normalise(p.text) for p in read_rows(made.path / "prompts.parquet", Prompt)}
+
+
+def test_pairs_read_only_scores_of_their_own_prompt(stages: Stages, tmp_path: Path) -> None:
+    run = stages.run()
+    made = one_round(run)
+    judgements = read_rows(made["judgements"].path / "judgements.parquet", Judgement)
+    flat = [replace(item, score=3.0) for item in judgements]
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    write_rows(folder / "judgements.parquet", flat, Judgement)
+    tied = pair.run(stages.run(name="tied"), 1, made["prompts"], made["samples"], Artifact("flat", folder, "f"))
+    assert read_rows(tied.path / "pairs.parquet", PreferencePair) == []
+    assert record(tied)["counts"]["out"] == 0

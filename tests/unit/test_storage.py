@@ -1,0 +1,270 @@
+"""storage.py: seeds, hashes, JSON, rows."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfreward import types
+from selfreward.artifacts import (
+    derive_seed,
+    fingerprint,
+    hash_file,
+    hash_model,
+    read_json,
+    read_rows,
+    read_rows_metadata,
+    write_json,
+    write_rows,
+)
+from selfreward.config import JudgeConfig
+from selfreward.errors import CorruptArtifactError, DataError, ModelError
+from selfreward.types import Drop, Judgement, Message, PreferencePair, Prompt, Vote
+
+PROMPTS = [Prompt(f"p{i}", f"text {i}", "file") for i in range(10)]
+PAIR = PreferencePair("a", (Message("user", "hi"), Message("assistant", "yo")), "c", "r", 4.5, 2.0, "a/0", "a/1")
+
+
+# --- seeds and hashes
+
+
+def test_derived_seeds_are_stable_numbers():
+    assert derive_seed("judge", 1, "p1/0") == 2243397928929195698, "a changed encoding would change every run"
+    assert all(0 <= derive_seed("x", i) < 2**63 for i in range(100))
+
+
+def test_derived_seeds_do_not_collide_on_ambiguous_parts():
+    parts = [
+        ("ab", "c"),
+        ("a", "bc"),
+        ("abc",),
+        ("1",),
+        (1,),
+        ("a", ""),
+        ("", "a"),
+        ("a,", "b"),
+        ("a", ",b"),
+        ('a","b',),
+        ("a", "b"),
+    ]
+    assert len({derive_seed(*part) for part in parts}) == len(parts)
+
+
+def test_derived_seeds_do_not_depend_on_the_process():
+    code = (
+        "from selfreward.storage import derive_seed, fingerprint;print(derive_seed('ü', 1), fingerprint({'b': {3, 1}, 'a': 1}))"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert outputs == {f"{derive_seed('ü', 1)} {fingerprint({'a': 1, 'b': {1, 3}})}\n"}
+
+
+def test_fingerprint_sees_content_not_order():
+    assert fingerprint({"a": 1, "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
+    assert fingerprint(JudgeConfig()) != fingerprint(JudgeConfig(num_votes=4))
+    assert fingerprint(PAIR) != fingerprint(replace(PAIR, chosen="d"))
+    assert len(fingerprint(None)) == 16
+    with pytest.raises(ValueError):
+        fingerprint(float("nan"))
+    with pytest.raises(TypeError, match="object"):
+        fingerprint(object())
+
+
+def test_hash_model_covers_what_decides_behaviour_and_nothing_else(tmp_path):
+    files = {
+        "model.safetensors": b"w",
+        "config.json": b"{}",
+        "tokenizer.model": b"t",
+        "chat_template.jinja": b"j",
+        "merges.txt": b"m",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    before = hash_model(tmp_path)
+    for name in ("optimizer.pt", "training_args.bin", "README.md"):
+        (tmp_path / name).write_bytes(b"x")
+    assert hash_model(tmp_path) == before
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content + b"!")
+        assert hash_model(tmp_path) != before, name
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "config.json").rename(tmp_path / "other.json")
+    assert hash_model(tmp_path) != before, "names count"
+    with pytest.raises(ModelError, match="nowhere"):
+        hash_model(tmp_path / "nowhere")
+
+
+# --- JSON and rows
+
+
+def test_json_round_trip(tmp_path):
+    write_json(tmp_path / "a" / "x.json", {"t": (1, None), "p": Path("a/b"), "d": Drop("i", "r"), "s": "ü\ud800"})
+    assert read_json(tmp_path / "a" / "x.json") == {
+        "t": [1, None],
+        "p": "a/b",
+        "d": {"id": "i", "reason": "r", "item": ""},
+        "s": "ü\ud800",
+    }
+
+
+def test_json_holds_no_nan_and_damage_is_named(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir()), "nothing half-written stays"
+    (tmp_path / "x.json").write_text('{"a": [1, 2')
+    with pytest.raises(CorruptArtifactError, match=r"x\.json"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(CorruptArtifactError):
+        read_json(tmp_path / "missing.json")
+
+
+def examples():
+    vote = Vote(0, "Score: 4", 4.0, None, 5, "stop")
+    failed = Vote(1, "", None, "empty", 0, "stop")
+    return [
+        PAIR,
+        Judgement("p/0", (vote, failed), 4.0),
+        Judgement("p/1", (), None),
+        Prompt("p", "tab\there\nnew\0line 漢字 🙂", "ift"),
+        types.RankedSet("r", "q", ("a", "b"), (0, 1)),
+        types.Completion("p/0", "p", "q", 0, "text", 3, "length"),
+        types.Generation("p/0", "t", 4, 2, "error", "too_long"),
+        types.EftExample("e", "i", "r", "j", 3.5),
+        types.Estimate(None, None, None, 0),
+        Drop("d", "empty", "{}"),
+    ]
+
+
+@pytest.mark.parametrize("row", examples(), ids=lambda row: type(row).__name__)
+def test_rows_round_trip(tmp_path, row):
+    path = tmp_path / "rows.parquet"
+    write_rows(path, [row, row])
+    assert read_rows(path, type(row)) == [row, row]
+    write_rows(path, [], type(row))
+    assert read_rows(path, type(row)) == []
+    assert pq.read_schema(path).names == list(type(row).__dataclass_fields__), "an empty file has its columns"
+    write_rows(path, [])
+    assert read_rows(path, type(row)) == []
+
+
+VOTES = st.builds(
+    Vote,
+    index=st.integers(-(2**63), 2**63 - 1),
+    text=st.text(st.characters(exclude_categories=["Cs"])),
+    score=st.none() | st.floats(allow_nan=False),
+    failure=st.sampled_from([None, "no_score", "too_long"]),
+    num_tokens=st.integers(0, 99),
+    finish_reason=st.sampled_from(["stop", "length", "error"]),
+)
+
+
+@given(
+    st.lists(st.builds(Judgement, completion_id=st.just("c"), votes=st.lists(VOTES, max_size=3).map(tuple), score=st.none()))
+)
+@settings(max_examples=40, deadline=None)
+def test_any_judgement_round_trips(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("rows") / "r.parquet"
+    write_rows(path, rows, Judgement)
+    assert read_rows(path, Judgement) == rows
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_rows(tmp_path / name, [PAIR] * 50, metadata={"prompt_tokens": "3"})
+    assert hash_file(tmp_path / "a") == hash_file(tmp_path / "b")
+    assert read_rows_metadata(tmp_path / "a") == {"prompt_tokens": "3"}
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"chosen": None}, "PreferencePair.chosen: expected str, got NoneType"),
+        ({"chosen_score": "4"}, "PreferencePair.chosen_score: expected float"),
+        ({"chosen_score": True}, "PreferencePair.chosen_score: expected float, got bool"),
+        ({"kind": "other"}, "PreferencePair.kind: expected one of"),
+        ({"messages": [Message("user", "x")]}, "PreferencePair.messages: expected a tuple, got list"),
+        ({"messages": (Message("user", 3),)}, "PreferencePair.messages[0].content: expected str, got int"),
+        ({"messages": ("x",)}, "PreferencePair.messages[0]: expected Message, got str"),
+        ({"chosen": "\ud800"}, "PreferencePair rows cannot be stored"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(tmp_path, change, where):
+    with pytest.raises(DataError) as caught:
+        write_rows(tmp_path / "x", [replace(PAIR, **change)])
+    assert where in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_whole_numbers_are_never_cut(tmp_path):
+    with pytest.raises(DataError, match=r"num_tokens: expected int, got float 4\.5"):
+        write_rows(tmp_path / "x", [Vote(0, "", None, "empty", 4.5, "stop")])
+
+
+def test_rows_of_mixed_types_are_refused(tmp_path):
+    with pytest.raises(DataError, match="expected Prompt, got Drop"):
+        write_rows(tmp_path / "x", [PROMPTS[0], Drop("a", "b")])
+
+
+@dataclass(frozen=True)
+class Odd:
+    mapping: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Mixed:
+    value: Literal["a", 1]
+
+
+def test_types_that_cannot_be_stored_are_programming_errors(tmp_path):
+    for row in (Odd({}), Mixed("a"), "text"):
+        with pytest.raises(TypeError):
+            write_rows(tmp_path / "x", [row])
+
+
+def test_damaged_files_are_named(tmp_path):
+    path = tmp_path / "rows.parquet"
+    write_rows(path, PROMPTS * 50)
+    data = path.read_bytes()
+    damaged = [data[:-7], data[:20], b"", data[:60] + bytes(40) + data[100:], b"PAR1" + data[4:-9] + bytes(9)]
+    for broken in damaged:
+        path.write_bytes(broken)
+        with pytest.raises(CorruptArtifactError, match=r"rows\.parquet"):
+            read_rows(path, Prompt)
+    path.unlink()
+    with pytest.raises(CorruptArtifactError):
+        read_rows(path, Prompt)
+
+
+def test_rows_of_another_type_are_not_read(tmp_path):
+    write_rows(tmp_path / "x", PROMPTS)
+    with pytest.raises(CorruptArtifactError, match="does not hold Drop rows"):
+        read_rows(tmp_path / "x", Drop)
+    pq.write_table(pa.table({"id": [1], "text": ["a"], "source": ["b"]}), tmp_path / "y")
+    with pytest.raises(CorruptArtifactError, match="other types"):
+        read_rows(tmp_path / "y", Prompt)
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_json(path, 1)
+
+    def full(self, target):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, 2)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+    assert read_json(path) == 1
