@@ -97,14 +97,16 @@ class Run:
     def open(cls, config: Config, progress: Progress | None = None) -> "Run":
         """Create or reopen the folder `<run_dir>/<name>`; writes config.json and environment.json, appends to run.log.
 
-        Raises ConfigError when the folder holds something that is no run: unfinished stages are cleared there.
+        Raises ConfigError when the folder holds something that is no run (what a run finds unfinished it clears), and
+        UsageError when another process works in it.
         """
         directory = RunDir(Path(config.run_dir) / config.name)
         _check_is_run(directory)
         environment = describe_environment(config.engine.threads)
+        directory.root.mkdir(parents=True, exist_ok=True)
+        run = cls(config, directory, progress or NullProgress(), open_log(directory.log))
         write_json(directory.environment, environment)
         write_json(directory.config, config)
-        run = cls(config, directory, progress or NullProgress(), open_log(directory.log))
         run.environment = environment
         run.logger.info("run opened", extra={"data": {"name": config.name, "commit": environment["commit"]}})
         return run
@@ -283,8 +285,8 @@ def _check_is_run(directory: RunDir) -> None:
         return
     if not root.is_dir():
         raise ConfigError(f"{root} is a file, not a run folder; choose another name or run_dir")
-    if any(root.iterdir()) and not directory.environment.exists() and not any(root.rglob(RECORD)):
-        raise ConfigError(f"{root} holds files but no run (no {directory.environment.name}); choose another name or run_dir")
+    if any(root.iterdir()) and not directory.log.exists() and not any(root.rglob(RECORD)):
+        raise ConfigError(f"{root} holds files but no run (no {directory.log.name}); choose another name or run_dir")
 
 
 def _check_finished(artifact: Artifact, identity: Mapping[str, Any], record: Any) -> None:

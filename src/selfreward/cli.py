@@ -109,14 +109,11 @@ def lab_pretrain(
     """Pretrain the embedded model M0 from its raw corpus."""
     import dataclasses
 
-    import torch
-
     from selfreward.lab.pretrain import Recipe, pretrain
     from selfreward.progress import RichProgress
 
-    torch.set_num_threads(threads)
     recipe = Recipe() if tokens is None else dataclasses.replace(Recipe(), tokens=tokens)
-    result = pretrain(out, recipe, RichProgress())
+    result = pretrain(out, recipe, RichProgress(), threads)
     typer.echo(f"M0: {result['parameters']:,} parameters, {result['tokens']:,} tokens in {result['seconds']} s -> {out}")
 
 

@@ -312,7 +312,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist")
     try:
-        tree = OmegaConf.load(path)
+        tree: Any = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
     if not OmegaConf.is_dict(tree):
@@ -324,7 +324,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
         except (YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"override {override!r} does not fit: {_one_line(error)}") from error
-    return parse_config(OmegaConf.to_container(tree, resolve=True), origin=str(path))
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path} cannot be resolved: {_one_line(error)}") from error
+    return parse_config(plain, origin=str(path))
 
 
 def parse_config(tree: Any, origin: str = "config") -> Config:

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from selfreward.errors import UsageError
+
 PACKAGES = (
     "selfreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets",
     "tokenizers", "safetensors", "numpy", "scipy", "pyarrow", "pydantic", "rapidfuzz",
@@ -38,10 +40,17 @@ def open_log(path: Path) -> logging.Logger:
     """A logger that appends JSON lines to `path`: time, level, message, and the `data` passed as `extra={"data": ...}`.
 
     It is not registered globally, so two runs in one process never write into each other's log.
-    Whoever opens it closes its handlers.
+    Whoever opens it closes its handlers. While it is open, the file is locked: two processes that work in one run would
+    clear each other's files. Raises UsageError when another process has it.
     """
     logger = logging.Logger("selfreward", level=logging.INFO)
     handler = logging.FileHandler(path, encoding="utf-8")
+    assert handler.stream is not None, "opened without delay"
+    try:
+        _lock(handler.stream.fileno())
+    except OSError as error:
+        handler.close()
+        raise UsageError(f"another process is working in {path.parent}; wait for it, or set another `name`") from error
     handler.setFormatter(_JsonFormatter())
     logger.addHandler(handler)
     return logger
@@ -61,6 +70,14 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open file against other processes until it is closed or this process ends. Raises OSError when taken."""
+    if sys.platform != "win32":  # Windows has no such lock on a file that stays readable
+        import fcntl
+
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _version(name: str) -> str | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from selfreward.config import POLICY, SCRIPTED_PREFIX, Config
 from selfreward.errors import ConfigError
-from selfreward.rubrics import load_rubric
+from selfreward.rubrics import Kind, load_rubric
 
 EMBEDDED = "lab"
 
@@ -24,10 +24,11 @@ def check_config(config: Config) -> list[str]:
     if config.model.chat_template is not None and not Path(config.model.chat_template).is_file():
         raise ConfigError(f"model.chat_template={config.model.chat_template!r} is not a file")
     lines.append(_check_seed(config))
-    for setting, name, kind in (
+    wanted: tuple[tuple[str, str, Kind], ...] = (
         ("judge.rubric", config.judge.rubric, "pointwise"),
         ("propose.template", config.propose.template, "propose"),
-    ):
+    )
+    for setting, name, kind in wanted:
         rubric = load_rubric(name, kind)
         lines.append(f"{setting}: {rubric.name} ({rubric.content_hash[:12]})")
     if config.eval.head_to_head == POLICY:

@@ -117,11 +117,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # so that the rename itself survives a power cut
-    finally:
-        os.close(descriptor)
+    if os.name == "posix":  # only there a folder can be flushed, so that the rename itself survives a power cut
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "selfreward"
-MAY_IMPORT_LAB = {"stages/seed.py", "evals/oracle.py", "engines/loading.py", "cli.py"}
-MAY_IMPORT_ORACLE = {"evals/oracle.py"}
+MAY_IMPORT_LAB = {"stages/seed.py", "evals/generations.py", "evals/oracle.py", "engines/loading.py", "cli.py"}
+MAY_IMPORT_ORACLE = {"evals/generations.py", "evals/oracle.py"}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,6 +1,8 @@
 """artifacts.py and rundir.py: paths, records, reuse, drift, resume."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -355,3 +357,16 @@ def test_a_folder_with_foreign_files_is_not_taken_over(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="is a file"):
         Run.open(Config(name="file", run_dir=str(tmp_path)))
+
+
+def test_two_processes_never_work_in_one_run(tmp_path):
+    code = (
+        "from selfreward.artifacts import Run; from selfreward.config import Config;"
+        f"Run.open(Config(name='r', run_dir={str(tmp_path)!r})).close()"
+    )
+    with open_run(tmp_path):
+        blocked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "UsageError: another process is working in" in blocked.stderr
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, "closing gives the run free"
+    with open_run(tmp_path), open_run(tmp_path):
+        pass

@@ -11,7 +11,9 @@ from selfreward.rubrics import load_rubric
 from selfreward.stages.propose import MAX_BATCH, Collector
 from selfreward.types import FinishReason, Generation, Request
 
-SEEDS = [f"explain topic number {word} in short" for word in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")]
+SEEDS = [
+    f"explain topic number {word} in short" for word in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
+]
 
 
 def make_collector(earlier: Sequence[str] = (), heldout: Sequence[str] = (), **settings: object) -> Collector:

@@ -22,7 +22,10 @@ SCORES = {"excellent": 5, "decent": 3, "poor": 1}
 def write_script(path: Path, **changes: Any) -> str:
     """A scripted model: answers prompts with one of four candidates, judges by keyword, proposes numbered tasks."""
     replies = [
-        {"match": r"(?s)Here are tasks that people gave", "reply": [f"tell the tale of hero {i} and dragon {i * 7}" for i in range(97)]},
+        {
+            "match": r"(?s)Here are tasks that people gave",
+            "reply": [" ".join(f"w{i}{place}" for place in "abcde") for i in range(97)],
+        },
         *(
             {"match": rf"(?s)<response>.*{word}.*</response>", "reply": f"That is {word}.\nScore: {score}"}
             for word, score in SCORES.items()

@@ -44,7 +44,9 @@ def test_all_five_files(tmp_path: Path) -> None:
 
 def test_optional_files_may_be_absent_and_blank_lines_and_extra_keys_do_not_matter(tmp_path: Path) -> None:
     folder = minimal(tmp_path)
-    (folder / "ift.jsonl").write_text('\ufeff{"prompt": "a", "response": "b", "source": "x"}\n\n{"prompt": "c", "response": "d"}\n')
+    (folder / "ift.jsonl").write_text(
+        '\ufeff{"prompt": "a", "response": "b", "source": "x"}\n\n{"prompt": "c", "response": "d"}\n'
+    )
     data = load_files(folder)
     assert [item.id for item in data.ift] == ["ift-1", "ift-3"]
     assert (data.eft_train, data.ranked_train, data.ranked_heldout) == ((), (), ())
@@ -63,7 +65,11 @@ def test_optional_files_may_be_absent_and_blank_lines_and_extra_keys_do_not_matt
         ("eft", {"instruction": "i", "response": "r", "judgement": "j", "score": float("nan")}, ["'score'", "finite"]),
         ("ranked", {"prompt": "p", "responses": [{"text": "t", "rank": 0}]}, ["'responses'", "at least two"]),
         ("ranked", {"prompt": "p", "responses": "none"}, ["'responses'", "list of objects"]),
-        ("ranked", {"prompt": "p", "responses": [{"text": "t", "rank": 0}, {"text": "u", "rank": 0.5}]}, ["'responses[1].rank'"]),
+        (
+            "ranked",
+            {"prompt": "p", "responses": [{"text": "t", "rank": 0}, {"text": "u", "rank": 0.5}]},
+            ["'responses[1].rank'"],
+        ),
         ("heldout_ranked", {"prompt": "p", "responses": [{"text": "", "rank": 0}] * 2}, ["'responses[0].text'"]),
     ],
 )
@@ -93,9 +99,9 @@ def test_broken_json_or_encoding_names_file_and_line(tmp_path: Path, content: by
 
 
 def test_missing_folder_or_required_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist; set seed.path"):
+    with pytest.raises(DataError, match=r"does not exist; set seed.path"):
         load_files(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="has no heldout_prompts.jsonl"):
+    with pytest.raises(DataError, match=r"has no heldout_prompts.jsonl"):
         load_files(write_folder(tmp_path, ift=[{"prompt": "p", "response": "r"}]))
 
 
@@ -119,7 +125,8 @@ def test_clean_counts_every_row() -> None:
     assert cleaned.ranked_train == ()
     assert [item.id for item in cleaned.prompts_heldout] == ["h1"]
     assert {drop.id: drop.reason for drop in cleaned.drops} == {
-        "2": "duplicate", "4": "heldout", "5": "over_limit", "e1": "heldout", "r1": "heldout", "h2": "duplicate", "h3": "over_limit",
+        "2": "duplicate", "4": "heldout", "5": "over_limit", "e1": "heldout", "r1": "heldout", "h2": "duplicate",
+        "h3": "over_limit",
     }  # fmt: skip
     assert cleaned.num_in == data.num_in == cleaned.num_items + len(cleaned.drops)
 
@@ -157,7 +164,9 @@ SMALL = SeedConfig(num_ift=4, num_eft=4, num_heldout_prompts=2, num_heldout_rank
 def test_oasst_reads_first_turns_and_splits_them_apart(tmp_path: Path) -> None:
     data = load_oasst(write_trees(tmp_path / "t.jsonl", [tree(i) for i in range(10)]), SMALL)
     assert [len(data.ranked_heldout), len(data.ranked_train), len(data.prompts_heldout), len(data.ift)] == [2, 2, 2, 4]
-    texts = [item.prompt for item in (*data.ift, *data.ranked_train, *data.ranked_heldout)] + [p.text for p in data.prompts_heldout]
+    texts = [item.prompt for item in (*data.ift, *data.ranked_train, *data.ranked_heldout)] + [
+        p.text for p in data.prompts_heldout
+    ]
     assert len(set(texts)) == 10
     assert {item.response for item in data.ift} == {"best"}
     assert data.ranked_train[0].responses == ("best", "worse")
@@ -199,7 +208,13 @@ def test_oasst_drops_unusable_trees_with_a_reason(tmp_path: Path, bad: dict[str,
 
 
 def test_oasst_replies_left_out_are_counted_and_a_lost_best_reply_makes_no_ift(tmp_path: Path) -> None:
-    replies = [reply("gone", 0, deleted=True), reply("second", 1), reply("third", 3), reply("unranked", None), reply("nein", 2, lang="de")]
+    replies = [
+        reply("gone", 0, deleted=True),
+        reply("second", 1),
+        reply("third", 3),
+        reply("unranked", None),
+        reply("nein", 2, lang="de"),
+    ]
     trees = [tree(i, replies) for i in range(4)] + [tree(i) for i in range(4, 10)]
     data = load_oasst(write_trees(tmp_path / "t.jsonl", trees), SMALL)
     assert data.notes["replies_dropped"] == {"deleted": 4, "lang": 4, "unranked": 4}
@@ -236,6 +251,8 @@ def test_oasst_on_real_trees() -> None:
     assert data.num_in == 70
     assert [len(data.ift), len(data.prompts_heldout), len(data.ranked_heldout)] == [24, 8, 6]
     training = {normalise(item.prompt) for item in (*data.ift, *data.ranked_train)}
-    held_out = {normalise(item.text) for item in data.prompts_heldout} | {normalise(item.prompt) for item in data.ranked_heldout}
+    held_out = {normalise(item.text) for item in data.prompts_heldout} | {
+        normalise(item.prompt) for item in data.ranked_heldout
+    }
     assert not training & held_out
     assert all(item.ranks[0] == 0 and len(item.ranks) == len(item.responses) for item in data.ranked_train)

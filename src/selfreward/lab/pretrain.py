@@ -46,12 +46,13 @@ class Recipe:
     seed: int = 1
 
 
-def pretrain(output: Path, recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
+def pretrain(output: Path, recipe: Recipe, progress: Progress | None = None, threads: int = 2) -> dict[str, Any]:
     """Train M0 and write it to `output` as a Hugging Face folder with `pretraining.json` (recipe, loss curve).
 
     Raises TrainingError on a non-finite loss.
     """
     progress = progress or NullProgress()
+    torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     tokenizer = build_tokenizer(CONTEXT_LENGTH)
     model = _build_model(recipe, tokenizer)
@@ -70,7 +71,7 @@ def pretrain(output: Path, recipe: Recipe, progress: Progress | None = None) -> 
             loss = _loss(model, ids_BT, tokenizer.pad_token_id)
             if not torch.isfinite(loss):
                 raise TrainingError(f"pretraining loss is {loss.item()} at step {step}; lower Recipe.muon_learning_rate")
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()

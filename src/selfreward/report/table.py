@@ -47,7 +47,7 @@ def render_table(summary: Mapping[str, Any], width: int = 80) -> str:
 
 
 def _models(models: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("\nmodel", no_wrap=True)
     figures = _shown(models)
     for figure in figures:

@@ -1,0 +1,62 @@
+"""A reply while it grows: when it ends, and what its text is."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from selfreward.engines.base import cut_at_stop
+from selfreward.types import FinishReason, Generation, Request
+
+_HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+"""What tokenizers show for bytes that are not a whole character."""
+
+
+class Reader:
+    """Token ids to text, for one tokenizer."""
+
+    def __init__(self, tokenizer: Any, stop_ids: frozenset[int]) -> None:
+        self.stop_ids = stop_ids
+        self._tokenizer = tokenizer
+        self._pieces: dict[int, str] = {}
+
+    def read(self, ids: Sequence[int]) -> str:
+        """The text of these tokens, without special ones."""
+        # The tokenizer's clean-up would rewrite text (" ." to "."), which then trains and scores as something else.
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def may_complete(self, token: int, stop: Sequence[str]) -> bool:
+        """Whether a stop string can end at this token; much cheaper than to read the reply. True when in doubt."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self.read([token])
+        # White space belongs to no certain token: tokenizers add and drop it where tokens meet.
+        return _HALF_CHARACTER in piece or any(text[-1] in piece or text[-1].isspace() for text in stop)
+
+
+class Reply:
+    """One request's reply: takes tokens until it ends."""
+
+    def __init__(self, request: Request, num_prompt_tokens: int, limit: int, reader: Reader) -> None:
+        """`limit` is the most tokens that the settings and the context allow."""
+        self.request = request
+        self.limit = limit
+        self.ids: list[int] = []
+        self.is_done = False
+        self._num_prompt_tokens = num_prompt_tokens
+        self._reader = reader
+
+    def add(self, token: int) -> None:
+        """Append a token and see whether the reply ends with it."""
+        self.ids.append(token)
+        stop = self.request.sampling.stop
+        if token in self._reader.stop_ids or len(self.ids) >= self.limit:
+            self.is_done = True
+        elif stop and self._reader.may_complete(token, stop):
+            self.is_done = cut_at_stop(self._reader.read(self.ids), stop)[1]
+
+    def generation(self) -> Generation:
+        """The finished reply. `num_tokens` counts all tokens made, also the end token and those of a stop string."""
+        assert self.is_done, f"request {self.request.id!r} is not done"
+        has_ended = self.ids[-1] in self._reader.stop_ids
+        text, is_cut = cut_at_stop(self._reader.read(self.ids[:-1] if has_ended else self.ids), self.request.sampling.stop)
+        reason: FinishReason = "stop" if has_ended or is_cut else "length"
+        return Generation(self.request.id, text, self._num_prompt_tokens, len(self.ids), reason)

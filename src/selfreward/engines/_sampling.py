@@ -1,0 +1,100 @@
+"""Choosing next tokens for a batch of rows, each with its own settings and its own random numbers.
+
+Tensor names end in their shape: R rows, V vocabulary. A row's numbers come from a counter-based generator keyed by its seed
+alone: number t decides token t, whatever the row's neighbours are.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from selfreward.errors import EngineError
+from selfreward.types import Sampling
+
+_KEY_SPACE = 2**128
+"""Philox takes keys of 128 bits."""
+
+
+class Sampler:
+    """Draws one token a row at a time: the most likely one (temperature 0), or by chance after top-k, then top-p."""
+
+    def __init__(self, settings: Sequence[Sampling], seeds: Sequence[int], limits: Sequence[int], device: str) -> None:
+        """`limits[r]` is the most tokens that row r will ask for."""
+        self._temperature_R1 = _column([item.temperature for item in settings], torch.float32, device)
+        self._top_p_R1 = _column([item.top_p for item in settings], torch.float32, device)
+        # top_k 0 means no limit: a rank that no vocabulary reaches.
+        self._top_k_R1 = _column([item.top_k or torch.iinfo(torch.int64).max for item in settings], torch.int64, device)
+        self._is_greedy_R1 = self._temperature_R1 == 0
+        self._all_greedy = all(item.temperature == 0 for item in settings)
+        self._no_filter = all(item.top_p >= 1 and item.top_k == 0 for item in settings)
+        self._uniforms_RT = torch.zeros(0, 0, device=device)
+        if not self._all_greedy:
+            self._uniforms_RT = _uniforms(settings, seeds, limits).to(device)
+
+    def draw(self, logits_RV: torch.Tensor, step: int) -> torch.Tensor:
+        """Token `step` of every row, shape R. Raises EngineError when a row's logits hold no finite maximum."""
+        logits_RV = logits_RV.float()
+        best = logits_RV.max(dim=-1, keepdim=True)
+        if not bool(torch.isfinite(best.values).all()):
+            raise EngineError("the model gives non-finite logits; its weights are broken, or model.dtype is too narrow for it")
+        if self._all_greedy:
+            return best.indices.squeeze(1)
+        # The maximum is taken off before dividing: a temperature near 0 then gives 0 and -inf, never inf - inf.
+        temperature_R1 = torch.where(self._is_greedy_R1, 1.0, self._temperature_R1)
+        scaled_RV = (logits_RV - best.values) / temperature_R1
+        drawn_R1 = _draw(scaled_RV, self._uniforms_RT[:, step : step + 1], self._filters)
+        return torch.where(self._is_greedy_R1, best.indices, drawn_R1).squeeze(1)
+
+    def take(self, index: Sequence[int]) -> None:
+        """Keep `len(index)` rows: new row i is old row `index[i]`."""
+        index_R = torch.tensor(index, device=self._temperature_R1.device)
+        self._temperature_R1 = self._temperature_R1[index_R]
+        self._top_p_R1 = self._top_p_R1[index_R]
+        self._top_k_R1 = self._top_k_R1[index_R]
+        self._is_greedy_R1 = self._is_greedy_R1[index_R]
+        if not self._all_greedy:
+            self._uniforms_RT = self._uniforms_RT[index_R]
+
+    @property
+    def _filters(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return None if self._no_filter else (self._top_k_R1, self._top_p_R1)
+
+
+def _draw(logits_RV: torch.Tensor, uniform_R1: torch.Tensor, filters: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+    """Tokens by inverting the cumulative distribution, shape R, 1. `filters` are (top_k_R1, top_p_R1).
+
+    top-p keeps the fewest of the most likely tokens whose mass reaches it, counted on what top-k left.
+    """
+    if filters is None:
+        mass_RV = logits_RV.softmax(dim=-1).cumsum(dim=-1)
+        return _invert(mass_RV, mass_RV[:, -1:], uniform_R1)
+    top_k_R1, top_p_R1 = filters
+    logits_RV, order_RV = logits_RV.sort(dim=-1, descending=True, stable=True)
+    rank_V = torch.arange(logits_RV.shape[-1], device=logits_RV.device)
+    probability_RV = logits_RV.masked_fill(rank_V >= top_k_R1, -torch.inf).softmax(dim=-1)
+    mass_RV = probability_RV.cumsum(dim=-1)
+    is_kept_RV = (mass_RV - probability_RV < top_p_R1) & (probability_RV > 0)
+    last_R1 = is_kept_RV.sum(dim=-1, keepdim=True) - 1
+    position_R1 = _invert(mass_RV, mass_RV.gather(-1, last_R1), uniform_R1)
+    return order_RV.gather(-1, torch.minimum(position_R1, last_R1))
+
+
+def _invert(mass_RV: torch.Tensor, total_R1: torch.Tensor, uniform_R1: torch.Tensor) -> torch.Tensor:
+    """The first position whose cumulative mass exceeds uniform * total, shape R, 1; it always has a mass of its own."""
+    # The product can round up to the total itself, which no position exceeds.
+    target_R1 = torch.minimum(uniform_R1 * total_R1, torch.nextafter(total_R1, torch.zeros_like(total_R1)))
+    return torch.searchsorted(mass_RV, target_R1, right=True)
+
+
+def _uniforms(settings: Sequence[Sampling], seeds: Sequence[int], limits: Sequence[int]) -> torch.Tensor:
+    """Random numbers in [0, 1), shape R, longest limit; greedy rows need none."""
+    numbers = np.zeros((len(seeds), max(limits)), dtype=np.float32)
+    for row, (setting, seed, limit) in enumerate(zip(settings, seeds, limits, strict=True)):
+        if setting.temperature > 0:
+            numbers[row, :limit] = np.random.Generator(np.random.Philox(key=seed % _KEY_SPACE)).random(limit, dtype=np.float32)
+    return torch.from_numpy(numbers)
+
+
+def _column(values: Sequence[float], dtype: torch.dtype, device: str) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)

@@ -1,0 +1,60 @@
+"""Who can talk: the one interface between stages and whatever generates text."""
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from selfreward.errors import UsageError
+from selfreward.types import Generation, Request
+
+
+class Engine(Protocol):
+    """Answers requests. Engines are context managers; leaving the context closes them."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that a prompt and its reply may have together."""
+        ...
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+        """Answer every request exactly once, in any order, as soon as it is ready.
+
+        A prompt that leaves no room for a reply gives a Generation with the error `too_long`. Raises UsageError for requests
+        that no engine could answer (see `check_requests`) and EngineError when generation fails.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back memory and devices. Closing twice is allowed; generating afterwards raises EngineError."""
+        ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+def check_requests(requests: Sequence[Request]) -> None:
+    """Raise UsageError for two requests with one id, and for decoding settings without a meaning."""
+    known: set[str] = set()
+    for request in requests:
+        if request.id in known:
+            raise UsageError(f"two requests have the id {request.id!r}; ids must differ")
+        known.add(request.id)
+        sampling = request.sampling
+        for name, value, allowed, is_allowed in (
+            ("max_tokens", sampling.max_tokens, "at least 1", sampling.max_tokens >= 1),
+            ("temperature", sampling.temperature, "at least 0", 0 <= sampling.temperature < float("inf")),
+            ("top_p", sampling.top_p, "above 0 and at most 1", 0 < sampling.top_p <= 1),
+            ("top_k", sampling.top_k, "at least 0", sampling.top_k >= 0),
+            ("stop", sampling.stop, "texts that are not empty", "" not in sampling.stop),
+        ):
+            if not is_allowed:
+                raise UsageError(f"request {request.id!r} has {name}={value!r}; it must be {allowed}")
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first of the stop strings, and whether one was there."""
+    found = [position for position in map(text.find, stop) if position >= 0]
+    return (text[: min(found)], True) if found else (text, False)

@@ -1,0 +1,174 @@
+"""Model folders to models and tokenizers; used by the engines and by training.
+
+Only safetensors weights are read, code inside a model folder only runs with `model.trust_remote_code`, and the network is
+only used with `model.allow_download`. torch and transformers are imported when something is loaded.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfreward.config import Config
+from selfreward.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "lab"
+"""The `model.path` that means the micro-world's own model."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_SHOWN_KEYS = 3
+
+
+def resolve_model_path(path: str) -> str:
+    """The folder that `path` means: the embedded model for `lab`, else the path itself; a hub id comes back unchanged.
+
+    Raises ModelError for a path that is neither a folder nor could be a hub id.
+    """
+    if path == EMBEDDED:
+        from selfreward.lab import model_dir
+
+        return str(model_dir())
+    if Path(path).is_dir() or (_HUB_ID.fullmatch(path) and not Path(path).exists()):
+        return path
+    raise ModelError(f"there is no model folder {path!r}; set model.path to a Hugging Face model folder or to {EMBEDDED!r}")
+
+
+def pick_device(config: Config) -> str:
+    """`cpu` or `cuda`, as `engine.device` says; `auto` takes the GPU when there is one.
+
+    Raises ConfigError for `cuda` where there is none.
+    """
+    import torch
+
+    wanted = config.engine.device
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise ConfigError("engine.device=cuda, but PyTorch finds no usable GPU; set engine.device=cpu or auto")
+    if wanted == "auto":
+        return "cuda" if has_gpu else "cpu"
+    return wanted
+
+
+def set_threads(config: Config) -> int:
+    """Give PyTorch `engine.threads` CPU threads (0: one a core of this machine); returns the number.
+
+    The number decides how sums are split, so results repeat bit for bit only with the same number.
+    """
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = config.engine.threads or cores
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return threads
+
+
+def load_model(path: str | Path, config: Config, device: str, dtype: str | None = None) -> "PreTrainedModel":
+    """The causal language model of a folder, in evaluation mode, on `device`.
+
+    `dtype` (`float32`, ...) overrides `model.dtype`. Also applies `engine.threads`. Raises ModelError when there is no such
+    folder, no safetensors weights, when the folder is an adapter, and when weights and architecture do not match.
+    """
+    folder = _check_folder(path, config)
+    if Path(folder).is_dir():
+        _check_weights(Path(folder))
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    _quiet()
+    set_threads(config)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype or config.model.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **_access(config),
+        )
+    except Exception as error:  # foreign code: Transformers raises many classes for a broken folder
+        raise ModelError(f"the model in {folder!r} (model.path or a stage's checkpoint) does not load: {error}") from error
+    _check_report(folder, report)
+    model.to(device)
+    model.eval()
+    return model
+
+
+def load_tokenizer(path: str | Path, config: Config) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder, with the template of `model.chat_template` if that is set, and with a padding token
+    (EOS where the folder names none).
+
+    Raises ModelError when it cannot be loaded or has neither a padding nor an EOS token, ConfigError when the
+    template file cannot be read.
+    """
+    folder = _check_folder(path, config)
+    from transformers import AutoTokenizer
+
+    _quiet()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_access(config))
+    except Exception as error:  # foreign code, as above
+        raise ModelError(f"the tokenizer in {folder!r} (model.path or a stage's checkpoint) does not load: {error}") from error
+    if config.model.chat_template is not None:
+        tokenizer.chat_template = _read_template(config.model.chat_template)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"the tokenizer in {folder!r} has neither a padding nor an EOS token; name one in its config")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _check_folder(path: str | Path, config: Config) -> str:
+    """What Transformers shall load. Raises ModelError for something that is no folder, unless it may be downloaded."""
+    folder = resolve_model_path(str(path))
+    if not Path(folder).is_dir() and not config.model.allow_download:
+        raise ModelError(
+            f"there is no model folder {folder!r}; set model.path to one, or model.allow_download=true if it is a hub id"
+        )
+    return folder
+
+
+def _check_weights(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{str(folder)!r} is an adapter, not a whole model; merge it into its base model and use that folder")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{str(folder)!r} has no config.json; set model.path to a Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{str(folder)!r} holds no .safetensors weights; other formats can run code when they are loaded and are refused: "
+            "save the model with save_pretrained and use that folder"
+        )
+
+
+def _check_report(folder: str, report: dict[str, Any]) -> None:
+    """Weights that were made up or left out must never pass: the model would not be the one that was saved."""
+    for kind, meaning in (
+        ("missing_keys", "are not in the files"),
+        ("mismatched_keys", "have another shape in the files"),
+        ("unexpected_keys", "are in the files but not in the architecture"),
+        ("error_msgs", "failed to load"),
+    ):
+        keys = sorted(map(str, report.get(kind) or ()))
+        if keys:
+            shown = ", ".join(keys[:_SHOWN_KEYS])
+            raise ModelError(f"{len(keys)} weights of the model in {folder!r} {meaning}: {shown}; check its config.json")
+
+
+def _access(config: Config) -> dict[str, Any]:
+    return {"trust_remote_code": config.model.trust_remote_code, "local_files_only": not config.model.allow_download}
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"model.chat_template={path!r} cannot be read: {error}") from error
+
+
+def _quiet() -> None:
+    """No progress bars and warnings of Transformers between ours; what matters is checked and raised here."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

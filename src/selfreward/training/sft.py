@@ -1,0 +1,48 @@
+"""Supervised fine-tuning (paper section 2.1 for IFT and EFT, section 3.3 for the positives-only control).
+
+Start model + conversations with answers -> a model folder. The loss is the mean negative log-likelihood of the answers'
+tokens, end-of-turn token included, over an optimizer step's batch; prompt tokens carry no loss.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from selfreward.config import OptimConfig
+from selfreward.training.common import (
+    SftExample,
+    TrainContext,
+    TrainResult,
+    check_output,
+    encode_rows,
+    make_result,
+    require_rows,
+)
+
+_NO_LOSS = -100
+"""The label that PyTorch's cross-entropy, and TRL with it, leaves out."""
+
+
+def train_sft(
+    start: Path, examples: Sequence[SftExample], output: Path, options: OptimConfig, context: TrainContext
+) -> TrainResult:
+    """Fine-tune the model in `start` on the answers and store it, with its tokenizer, in `output`.
+
+    Examples longer than `options.max_length` or the model's context are dropped as `too_long`. The same arguments on the
+    same machine give the same weights, bit for bit. Raises TrainingError when no example is left or a loss or gradient is
+    not finite (then nothing is stored), ModelError when `start` cannot be used, UsageError when `output` is taken.
+    """
+    check_output(start, output)
+    from selfreward.training import _trl  # torch and TRL take seconds to import
+
+    base = _trl.load_base(start, options, context)
+    rows, dropped = encode_rows(base.tokenizer, examples, lambda example: (example.answer,), base.limit)
+    require_rows(rows, dropped, base.limit)
+    columns = {
+        "input_ids": [row.prompt_ids + row.answers[0] for row in rows],
+        "labels": [[_NO_LOSS] * len(row.prompt_ids) + row.answers[0] for row in rows],
+    }
+    with _trl.workspace() as scratch:
+        trainer = _trl.sft_trainer(base, columns, options, context.seed, scratch)
+        history = _trl.fit(trainer, base, [row.length for row in rows], options, context)
+    _trl.save(base, output)
+    return make_result(rows, dropped, history, options)

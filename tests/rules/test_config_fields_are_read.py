@@ -1,0 +1,48 @@
+"""Every config field is read by some code: no knob without a wire.
+
+A field counts as read where a module loads an attribute of its name and also names the field's section: loads the
+section's attribute (`config.judge`) or mentions its class (`JudgeConfig`, or a class that it inherits from).
+"""
+
+import ast
+
+import pytest
+from pydantic import BaseModel
+from source_tree import modules, tree
+
+from selfreward.config import Config, Section
+
+
+def fields():
+    """(dotted name, section's attribute or None, the section's class names, field's name)."""
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            classes = frozenset(c.__name__ for c in section.__mro__ if issubclass(c, Section) and c is not Section)
+            for inner in section.model_fields:
+                yield f"{name}.{inner}", name, classes, inner
+        else:
+            yield name, None, frozenset(), name
+
+
+def loads():
+    """Per module: (attributes that it loads, names that it mentions)."""
+    for module in modules():
+        if module == "selfreward.config":
+            continue
+        nodes = list(ast.walk(tree(module)))
+        attributes = {n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+        names = {n.id for n in nodes if isinstance(n, ast.Name)}
+        yield attributes, names | {alias.name for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
+
+
+LOADS = list(loads())
+
+
+@pytest.mark.parametrize("field", [pytest.param(field, id=field[0]) for field in fields()])
+def test_field_is_read(field):
+    dotted, section, classes, name = field
+    for attributes, names in LOADS:
+        if name in attributes and (section is None or section in attributes or classes & names):
+            return
+    pytest.fail(f"no code reads {dotted}")
