@@ -137,8 +137,8 @@ def write_round(run_dir, t, prompts, *, judge=None, pair_drops=None, prompt_drop
     write_rows(run_dir.samples(t) / "completions.parquet", completions, Completion)
     write_record(run_dir.samples(t), num_in=len(completions), num_out=len(completions), roles={"policy": f"m{t}"})
     unscored = [one for one in judgements if one.score is None]
-    write_rows(run_dir.judgements(t) / "judgements.parquet", [one for one in judgements if one.score is not None], Judgement)
-    drops = [Drop(one.completion_id, "too_few_votes", json.dumps(asdict(one))) for one in unscored]
+    write_rows(run_dir.judgements(t) / "judgements.parquet", judgements, Judgement)
+    drops = [Drop(one.completion_id, "too_few_votes", json.dumps([vote.failure for vote in one.votes])) for one in unscored]
     write_rows(run_dir.judgements(t) / "rejects.parquet", drops, Drop)
     write_record(
         run_dir.judgements(t), num_in=len(judgements), num_out=len(judgements) - len(unscored),

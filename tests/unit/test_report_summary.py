@@ -194,8 +194,7 @@ def test_another_judges_scores_are_not_the_models_own():
 
 def test_reason_carries_the_figures(run_dir):
     reason = build_summary(run_dir)["verdict"]["reason"]
-    assert "answers M3 - M1 +2.00 [+2.00, +2.00]" in reason
-    assert "judge accuracy -25.0 points" in reason
+    assert "M3 - M1: answers +2.00 [+2.00, +2.00], judge accuracy -25.0 points" in reason
 
 
 def test_warnings_name_what_went_wrong(run_dir):

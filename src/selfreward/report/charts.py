@@ -9,38 +9,49 @@ from markupsafe import Markup
 from selfreward.report.names import NAMES, UNITS
 from selfreward.report.reading import Json, estimate
 from selfreward.report.svg import RATIO, Curve, Series, Unit, histogram, interval_chart, line_chart, share_bars
+from selfreward.types import Estimate
 
 Chart = dict[str, Any]
 CHANCE = (0.5, "chance")
 
 
 def model_charts(models: Sequence[Json]) -> list[Chart]:
-    """Curves over SFT, M1, M2, ...; charts without a value are left out."""
-    wanted = [
-        ("Answers", "Mean oracle score, 0 to 5.", {"sampled": "oracle_mean", "greedy": "greedy_oracle_mean"}, None),
-        (
-            "Right answers",
-            "Share of exactly right answers.",
-            {"sampled": "oracle_exact", "greedy": "greedy_oracle_exact"},
-            None,
-        ),
-        ("Judge", "Human-ordered pairs that the judge orders alike; equal scores count 1/2.", {"": "judge_pairwise"}, CHANCE),
-        (
-            "Judge, rank correlation",
-            "With the human order, averaged over ranked sets.",
-            {"Spearman": "judge_spearman", "Kendall": "judge_kendall"},
-            None,
-        ),
-        ("Length", "Characters of a sampled answer.", {"": "mean_length"}, None),
-        (
-            "Diversity",
-            "Different words (1) and word pairs (2) among all.",
-            {"distinct-1": "distinct_1", "distinct-2": "distinct_2"},
-            None,
-        ),
+    """Curves over SFT, M1, M2, ...: a row on answers, one on judging, one on the text; charts without a value are left out."""
+    sampled_greedy = {"sampled": "oracle_mean", "greedy": "greedy_oracle_mean"}
+    exact = {"sampled": "oracle_exact", "greedy": "greedy_oracle_exact"}
+    correlations = {"Spearman": "judge_spearman", "Kendall": "judge_kendall"}
+    charts = [
+        _over(models, "Answers", "Mean oracle score, 0 to 5.", sampled_greedy),
+        _over(models, "Right answers", "Share of exactly right answers.", exact),
+        contest_chart(models),
+        _over(models, "Judge", "Human-ordered pairs that it orders alike; a tie counts 1/2.", {"": "judge_pairwise"}, CHANCE),
+        _over(models, "Judge, rank correlation", "With the human order, averaged over ranked sets.", correlations),
+        own_score_chart(models),
+        _over(models, "Length", "Characters of a sampled answer.", {"": "mean_length"}),
+        _over(models, "Diversity", "distinct-2: different word pairs among all.", {"": "distinct_2"}),
+        failure_chart(models),
     ]
-    charts = [_over(models, title, note, figures, reference) for title, note, figures, reference in wanted]
-    return [chart for chart in [*charts[:4], contest_chart(models), *charts[4:]] if chart]
+    return [chart for chart in charts if chart]
+
+
+def own_score_chart(models: Sequence[Json]) -> Chart | None:
+    """The judge's mean score of each round's candidates, beside the true one where there is an oracle."""
+    ran = _ran(models)
+    if any(model["round_oracle_mean"] for model in ran):
+        note = "Mean score of a round's candidates, by its judge and by the oracle."
+        return _over(ran, "Given and true scores", note, {"judge": "judge_mean", "oracle": "round_oracle_mean"})
+    return _over(ran, "Own scores", "Mean score that a round's judge gave its candidates.", {"": "judge_mean"})
+
+
+def failure_chart(models: Sequence[Json]) -> Chart | None:
+    """Held-out answers cut by the token limit, and ranked responses that the judge gave no score."""
+    labels = [model["model"] for model in models]
+    unscored = [_complement(estimate(model["judge_scored"])) for model in models]
+    cut = [estimate(model["truncated_rate"]) for model in models]
+    if not any((*unscored, *cut)):
+        return None
+    body = interval_chart(labels, [Series("answer cut", cut), Series("no judge score", unscored)], UNITS["share"])
+    return {"title": "Failures", "note": "Held-out answers and ranked responses.", "body": body}
 
 
 def contest_chart(models: Sequence[Json]) -> Chart | None:
@@ -61,24 +72,15 @@ def contest_chart(models: Sequence[Json]) -> Chart | None:
 
 def round_charts(models: Sequence[Json], scale: tuple[float, float]) -> list[Chart]:
     """What the rounds did, over the models that ran one."""
-    ran = [model for model in models if model["judge_mean"]]
+    ran = _ran(models)
     if not ran:
         return []
-    truth = "oracle" if any(model["round_oracle_mean"] for model in ran) else None
-    own = {"judge": "judge_mean"} | ({"oracle": "round_oracle_mean"} if truth else {})
-    note = "Mean score of the round's candidates" + (", by the judge and by the oracle." if truth else ", by the judge.")
-    charts = [
-        _over(ran, "Given and true scores" if truth else "Own scores", note, own, None),
-        _over(
-            ran,
-            "Pairs",
-            "Shares of the round's prompts that gave a pair, that ended in a tie; of the pairs, truly better ones."
-            if truth
-            else "Shares of the round's prompts that gave a pair, and that ended in a tie.",
-            {"gave a pair": "pair_yield", "tied": "tie_rate"} | ({"truly better": "pairs_truly_better"} if truth else {}),
-            None,
-        ),
-    ]
+    truth = any(model["pairs_truly_better"] for model in ran)
+    note = "Shares of the round's prompts that gave a pair, and that ended in a tie" + (
+        "; of the pairs, those truly better." if truth else "."
+    )
+    figures = {"gave a pair": "pair_yield", "tied": "tie_rate"} | ({"truly better": "pairs_truly_better"} if truth else {})
+    charts = [_over(ran, "Pairs", note, figures)]
     for model in ran:
         body = histogram(model["score_histogram"], *scale)
         votes = sum(model["score_histogram"].values())
@@ -107,7 +109,7 @@ _HISTORY = (
 
 
 def _over(
-    models: Sequence[Json], title: str, note: str, figures: Mapping[str, str], reference: tuple[float, str] | None
+    models: Sequence[Json], title: str, note: str, figures: Mapping[str, str], reference: tuple[float, str] | None = None
 ) -> Chart | None:
     """A chart of figures over models; None when no model has any of them."""
     labels = [model["model"] for model in models]
@@ -118,6 +120,20 @@ def _over(
     unit: Unit = UNITS[NAMES[next(iter(figures.values()))].unit]
     body: Markup = interval_chart(labels, series, unit, reference)
     return {"title": title, "note": note, "body": body}
+
+
+def _ran(models: Sequence[Json]) -> list[Json]:
+    """Models whose round was judged."""
+    return [model for model in models if model["judge_mean"]]
+
+
+def _complement(share: Estimate | None) -> Estimate | None:
+    """1 - share, with the ends of the interval swapped."""
+    if share is None or share.value is None:
+        return None
+    if share.low is None or share.high is None:
+        return Estimate(1 - share.value, None, None, share.n)
+    return Estimate(1 - share.value, 1 - share.high, 1 - share.low, share.n)
 
 
 def _is_number(value: Any) -> bool:

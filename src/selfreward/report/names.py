@@ -65,7 +65,7 @@ def number(figure: str, value: float, sign: bool = False) -> str:
     unit = UNITS[NAMES[figure].unit]
     if not sign:
         return unit(value)
-    return f"{value * unit.scale:+.{unit.digits}f}"
+    return f"{round(value * unit.scale, unit.digits) + 0.0:+.{unit.digits}f}"  # adding 0.0 turns -0.0 into 0.0
 
 
 def with_half(figure: str, value: Mapping[str, Any] | None) -> tuple[str, str]:

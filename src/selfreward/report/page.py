@@ -1,5 +1,6 @@
 """What stands on the report page, as plain values and charts; the template only lays it out."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ TILES = {
     "judge_pairwise": "Judge",
     "mean_length": "Length",
 }
-_MORE_IS_BETTER = frozenset({"oracle_mean", "greedy_oracle_mean", "judge_pairwise"})
+_MORE_IS_BETTER = frozenset({*GROUPS["Answers"], *GROUPS["Judge, against human ranks"]}) - {"judge_tied"}
 
 
 def build_page(run_dir: RunDir) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def build_page(run_dir: RunDir) -> dict[str, Any]:
     example_round = last_round(run_dir, config)
     return {
         "summary": summary,
+        "reason": re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), summary["verdict"]["reason"]),
         "facts": list(_facts(run_dir, config, summary)),
         "tiles": list(_tiles(summary)),
         "figures": _figure_groups(summary),

@@ -1,6 +1,5 @@
 """What the report reads from a run directory: finished stages only, JSON and Parquet only."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from selfreward.artifacts import RunDir, read_json, read_rows
 from selfreward.config import Config, parse_config
 from selfreward.statistics import Units
-from selfreward.types import Drop, Estimate, Judgement, Measure, Vote
+from selfreward.types import Estimate, Judgement, Measure
 
 Json = dict[str, Any]
 
@@ -68,10 +67,8 @@ def read_measures(run_dir: RunDir, name: str) -> dict[str, Units]:
 
 
 def read_judgements(folder: Path) -> list[Judgement]:
-    """All judgements of a round: the scored ones, then those that left with too few valid votes (their score is None)."""
-    dropped = [json.loads(drop.item) for drop in read_rows(folder / "rejects.parquet", Drop)]
-    unscored = [Judgement(item["completion_id"], tuple(Vote(**vote) for vote in item["votes"]), None) for item in dropped]
-    return read_rows(folder / "judgements.parquet", Judgement) + unscored
+    """All judgements of a round, also those with too few valid votes (their score is None)."""
+    return read_rows(folder / "judgements.parquet", Judgement)
 
 
 def plain(estimate: Estimate) -> Json:

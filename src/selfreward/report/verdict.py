@@ -78,11 +78,12 @@ def _judge(summary: Mapping[str, Any]) -> tuple[Word, str]:
     own = summary["judge_mean_change"]
     if own is not None and not own["self_judged"]:
         own = None
-    parts = [_phrase(f"answers {last} - {first}", answers, 1.0, "")]
-    parts.append(_phrase("judge accuracy", judging, 100.0, " points"))
-    parts.append(_phrase("own scores", own, 1.0, ""))
-    reason = "; ".join(part for part in parts if part)
-    return _word(answers, judging, own), reason or "No change could be measured."
+    parts = [_phrase("answers", answers, 1.0, ""), _phrase("judge accuracy", judging, 100.0, " points")]
+    parts = [f"{last} - {first}: " + ", ".join(part for part in parts if part)] if any(parts) else []
+    if own is not None:
+        parts.append(f"own scores, round {own['rounds'][0]} to {own['rounds'][1]}: {_phrase('', own, 1.0, '').strip()}")
+    reason = "; ".join(parts)
+    return _word(answers, judging, own), f"{reason}." if reason else "No change could be measured."
 
 
 def _word(answers: Any, judging: Any, own: Any) -> Word:
@@ -106,7 +107,8 @@ def _phrase(name: str, change: Mapping[str, Any] | None, scale: float, unit: str
     if change is None or change["value"] is None:
         return ""
     digits = 2 if scale == 1.0 else 1
-    text = f"{name} {change['value'] * scale:+.{digits}f}{unit}"
-    if change["low"] is not None:
-        text += f" [{change['low'] * scale:+.{digits}f}, {change['high'] * scale:+.{digits}f}]"
-    return text
+    value, low, high = (
+        None if change[key] is None else f"{round(change[key] * scale, digits) + 0.0:+.{digits}f}"
+        for key in ("value", "low", "high")
+    )
+    return f"{name} {value}{unit}" + (f" [{low}, {high}]" if low is not None else "")

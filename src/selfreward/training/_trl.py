@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import datasets
 import torch
 import trl
 from transformers import PrinterCallback, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from selfreward.config import DpoConfig, OptimConfig
@@ -58,13 +60,12 @@ def load_base(start: Path, options: OptimConfig, context: TrainContext) -> Base:
     Raises ModelError when it cannot be used, ConfigError when dropout is asked for and it has none.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(f"training runs in one process, but WORLD_SIZE={os.environ['WORLD_SIZE']}; start it without a launcher")
+        raise ConfigError(
+            f"training runs in one process, but WORLD_SIZE={os.environ['WORLD_SIZE']}; start it without a launcher"
+        )
     device = pick_device(context.config)
     tokenizer = load_tokenizer(start, context.config)
     model = load_model(start, context.config, device, dtype="float32")
-    num_embeddings = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > num_embeddings:
-        raise ModelError(f"{str(start)!r}: the tokenizer has {len(tokenizer)} tokens, the model only {num_embeddings}")
     set_dropout(model, options.dropout)
     model_length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or options.max_length
     return Base(
@@ -83,13 +84,16 @@ def set_dropout(model: torch.nn.Module, rate: float) -> None:
     Llama-like attention reads its rate from an attribute of the module, so changing the model's config does nothing.
     """
     found = False
+    module: Any
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p, found = rate, True
         elif isinstance(getattr(module, "attention_dropout", None), float | int):
             module.attention_dropout, found = rate, True
     if rate and not found:
-        raise ConfigError(f"dropout={rate}, but {type(model).__name__} has no dropout to set; set sft.dropout and dpo.dropout to 0")
+        raise ConfigError(
+            f"dropout={rate}, but {type(model).__name__} has no dropout to set; set sft.dropout and dpo.dropout to 0"
+        )
 
 
 # --- trainers -----------------------------------------------------------------------------------------------------
@@ -147,11 +151,19 @@ class DpoTrainer(_OursMixin, DPOTrainer):  # type: ignore[misc]
     _checked = False
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """TRL's loss; records its two parts as `dpo_loss` and `nll`."""
+        """TRL's loss, measured and checked."""
         assert not return_outputs, "nothing here evaluates with TRL"
-        if not self._checked and self.dropout:
-            self._check_without_dropout(model, inputs)
-        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        if self.dropout and not self._checked:
+            # With dropout the first loss is noise around ln 2: take a look without it first.
+            self.model.eval()
+            with torch.no_grad():
+                self._measured_loss(model, inputs)
+            self.model.train()
+        return self._measured_loss(model, inputs)
+
+    def _measured_loss(self, model: Any, inputs: Any) -> Any:
+        """TRL's loss; its two parts become metrics."""
+        loss = super().compute_loss(model, inputs)
         metrics = self._metrics["train" if self.model.training else "eval"]
         num_pairs = len(inputs["input_ids"]) // 2  # TRL's collator puts the chosen answers first, then the rejected ones
         num_tokens = inputs["completion_mask"][:num_pairs, 1:].sum().item()
@@ -163,13 +175,6 @@ class DpoTrainer(_OursMixin, DPOTrainer):  # type: ignore[misc]
             self._check_start(dpo_loss)
         return loss
 
-    def _check_without_dropout(self, model: Any, inputs: Any) -> None:
-        """With dropout the first loss is noise around ln 2, so the check takes a look without it."""
-        model.eval()
-        with torch.no_grad():
-            self.compute_loss_unchecked(model, inputs)
-        model.train()
-
     def _check_start(self, dpo_loss: float) -> None:
         """Raise TrainingError unless policy and reference agree before the first step."""
         self._checked = True
@@ -179,3 +184,179 @@ class DpoTrainer(_OursMixin, DPOTrainer):  # type: ignore[misc]
                 f"the first DPO loss is {dpo_loss:.6f}, not ln 2 = {math.log(2):.6f}: the reference is not the model that "
                 f"training starts from (TRL {trl.__version__}); use the versions in constraints.txt"
             )
+
+
+def sft_trainer(base: Base, columns: Columns, options: OptimConfig, seed: int, scratch: Path) -> SftTrainer:
+    """TRL's trainer for rows of `input_ids` and `labels`."""
+    _check_ids(base, columns["input_ids"])
+    settings = _settings(options, base.device, seed, scratch)
+    args = SFTConfig(**settings, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
+    return SftTrainer(
+        model=base.model, args=args, train_dataset=datasets.Dataset.from_dict(columns), processing_class=base.tokenizer
+    )
+
+
+def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, seed: int, scratch: Path) -> DpoTrainer:
+    """TRL's trainer for rows of `prompt_ids`, `chosen_ids` and `rejected_ids`; takes the reference's log-probabilities."""
+    for ids in columns.values():
+        _check_ids(base, ids)
+    with_nll = options.nll_weight > 0
+    args = DPOConfig(
+        **_settings(options, base.device, seed, scratch),
+        beta=options.beta,
+        loss_type=["sigmoid", "sft"] if with_nll else ["sigmoid"],
+        loss_weights=[1.0, options.nll_weight] if with_nll else [1.0],
+        precompute_ref_log_probs=True,
+        disable_dropout=options.dropout == 0,
+        max_length=None,
+    )
+    base.model.eval()  # the reference is taken without dropout
+    trainer = DpoTrainer(
+        model=base.model, args=args, train_dataset=datasets.Dataset.from_dict(columns), processing_class=base.tokenizer
+    )
+    trainer.nll_weight, trainer.dropout = options.nll_weight, options.dropout
+    return trainer
+
+
+def _settings(options: OptimConfig, device: str, seed: int, scratch: Path) -> dict[str, Any]:
+    """Arguments of both trainers. What TRL would switch on by itself (bf16, checkpointing) is set outright."""
+    return {
+        "output_dir": str(scratch),
+        "learning_rate": options.learning_rate,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": options.final_learning_rate},
+        "warmup_steps": options.warmup_ratio,  # below 1 it means a share of all steps
+        "num_train_epochs": options.num_epochs,
+        "per_device_train_batch_size": options.micro_batch_size,
+        "gradient_accumulation_steps": options.batch_size // options.micro_batch_size,
+        "weight_decay": options.weight_decay,
+        "max_grad_norm": options.max_grad_norm,
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "bf16": options.bf16,
+        "use_cpu": device == "cpu",
+        "seed": seed % 2**32,  # NumPy takes no larger seed
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device == "cuda",
+    }
+
+
+def _check_ids(base: Base, rows: Sequence[Sequence[int]]) -> None:
+    """Raise ModelError when a token has no embedding: the tokenizer and the model do not belong together."""
+    largest, size = max(map(max, rows)), base.model.get_input_embeddings().num_embeddings
+    if largest >= size:
+        raise ModelError(f"the tokenizer in {str(base.path)!r} gives token {largest}, but its model knows only {size} tokens")
+
+
+# --- training and saving -----------------------------------------------------------------------------------------
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Keeps the history, shows progress, and stops before a step with a non-finite gradient."""
+
+    def __init__(self, trainer: Any, advance: Any) -> None:
+        self._trainer, self._advance = trainer, advance
+        self.history: list[dict[str, float]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Gradients are clipped by now; clipping leaves NaN and infinity in place, as NaN.
+        gradients = [weight.grad for weight in self._trainer.model.parameters() if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise _not_finite("gradient norm", norm.item(), self._trainer)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:  # the last call carries totals instead
+            step = {"step": state.global_step, "loss": logs["loss"], "lr": logs["learning_rate"]}
+            self.history.append(step | {key: logs[key] for key in _KEPT if key in logs})
+
+
+def fit(
+    trainer: SftTrainer | DpoTrainer, base: Base, lengths: Sequence[int], options: OptimConfig, context: TrainContext
+) -> list[dict[str, float]]:
+    """Run all epochs; returns the history. Raises TrainingError on a non-finite loss or gradient."""
+    num_steps = count_steps(len(lengths), options)
+    trainer.order = _Order(lengths, options.batch_size, context.seed)
+    trainer.remove_callback(PrinterCallback)
+    name = "preference training" if isinstance(trainer, DpoTrainer) else "fine-tuning"
+    with context.progress.task(name, num_steps) as advance:
+        watch = _Watch(trainer, advance)
+        trainer.add_callback(watch)
+        trainer.train()
+    # The library's hooks that this module relies on must have been called.
+    assert trainer.order.served == list(range(options.num_epochs)), f"epochs served: {trainer.order.served}"
+    assert [entry["step"] for entry in watch.history] == list(range(1, num_steps + 1)), f"{len(watch.history)} steps logged"
+    return watch.history
+
+
+def _not_finite(what: str, value: float, trainer: Any) -> TrainingError:
+    state, args = trainer.state, trainer.args
+    return TrainingError(
+        f"{what} is {value} at step {state.global_step + 1} of {state.max_steps}, stopped before the step; lower "
+        f"learning_rate (now {args.learning_rate}) or max_grad_norm (now {args.max_grad_norm}); at step 1 the start model's "
+        "weights are the cause"
+    )
+
+
+@contextmanager
+def workspace(base: Base) -> Iterator[Path]:
+    """A scratch folder for the trainer; meanwhile the libraries show no bars of theirs and a GPU repeats its results."""
+    bars, tqdm = datasets.are_progress_bars_disabled(), os.environ.get("TQDM_DISABLE")
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    if base.device == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    datasets.disable_progress_bars()
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        with tempfile.TemporaryDirectory(prefix="selfreward-") as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the libraries' notes to each other
+            yield Path(folder)
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        if tqdm is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = tqdm
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def save(base: Base, output: Path) -> None:
+    """Store model (safetensors) and tokenizer, atomically: the folder appears whole or not at all.
+
+    The start model's configurations are stored, not the ones that the trainers changed for training.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.parent / f"{TEMPORARY_PREFIX}{output.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    base.model.config, base.model.generation_config = base.configs
+    for key in ("is_local", "local_files_only"):  # how the tokenizer was loaded is no property of it
+        base.tokenizer.init_kwargs.pop(key, None)
+    disable_progress_bar()
+    base.model.save_pretrained(temporary)
+    base.tokenizer.save_pretrained(temporary)
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    if output.exists():
+        shutil.rmtree(output)
+    temporary.rename(output)
+    _sync(output.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -37,7 +37,7 @@ def train_dpo(
         "chosen_ids": [row.answers[0] for row in rows],
         "rejected_ids": [row.answers[1] for row in rows],
     }
-    with _trl.workspace() as scratch:
+    with _trl.workspace(base) as scratch:
         trainer = _trl.dpo_trainer(base, columns, options, context.seed, scratch)
         history = _trl.fit(trainer, base, [row.length for row in rows], options, context)
     _trl.save(base, output)

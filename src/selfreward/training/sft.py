@@ -41,7 +41,7 @@ def train_sft(
         "input_ids": [row.prompt_ids + row.answers[0] for row in rows],
         "labels": [[_NO_LOSS] * len(row.prompt_ids) + row.answers[0] for row in rows],
     }
-    with _trl.workspace() as scratch:
+    with _trl.workspace(base) as scratch:
         trainer = _trl.sft_trainer(base, columns, options, context.seed, scratch)
         history = _trl.fit(trainer, base, [row.length for row in rows], options, context)
     _trl.save(base, output)
