@@ -180,29 +180,23 @@ def test_loss_curves_are_kept(whole: tuple[Config, RunDir]) -> None:
         assert {"step", "loss"} <= set(history[0])
 
 
-def test_the_same_command_gives_the_same_files(config: Callable[..., Config], tmp_path: Path) -> None:
-    one = config(name="one", num_rounds=1)
-    two = config(name="two", num_rounds=1, run_dir=str(tmp_path / "elsewhere"))
-    assert outputs(finish(one), one) == outputs(finish(two), two)
+def test_the_same_command_gives_the_same_files(config: Callable[..., Config], whole: tuple[Config, RunDir]) -> None:
+    again = config(name="again")
+    wanted = outputs(whole[1], whole[0])
+    directory = finish(again)
+    assert outputs(directory, again) == wanted
+    shutil.rmtree(directory.model(2))
+    assert outputs(finish(again), again) == wanted, "a deleted stage is done again alike"
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_end(config: Callable[..., Config]) -> None:
-    straight, stopped = config(name="straight", num_rounds=1), config(name="stopped", num_rounds=1)
-    wanted = outputs(finish(straight), straight)
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(config: Callable[..., Config], whole: tuple[Config, RunDir]) -> None:
+    stopped = config(name="stopped")
     directory = finish(stopped, until="round-1/samples")
     assert not (directory.judgements(1) / "record.json").exists()
     # As if killed while judging: files, but no record.
     directory.judgements(1).mkdir()
     (directory.judgements(1) / "judgements.parquet").write_bytes(b"half")
-    assert outputs(finish(stopped), stopped) == wanted
-
-
-def test_a_deleted_stage_is_done_again_alike(config: Callable[..., Config]) -> None:
-    settings = config(num_rounds=1)
-    directory = finish(settings)
-    before = outputs(directory, settings)
-    shutil.rmtree(directory.model(1))
-    assert outputs(finish(settings), settings) == before
+    assert outputs(finish(stopped), stopped) == outputs(whole[1], whole[0])
 
 
 def test_positives_only_and_no_eft(config: Callable[..., Config]) -> None:

@@ -71,9 +71,12 @@ def hash_text(text):
 
 
 def write_training(folder, roles, losses=(2.0, 1.5, 1.25), dpo=False):
-    history = [{"step": step + 1, "loss": loss, "lr": 1e-3} for step, loss in enumerate(losses)]
+    history = [{"step": step + 1, "loss": loss, "lr": 1e-3, "grad_norm": 1.0} for step, loss in enumerate(losses)]
     if dpo:
-        history = [row | {"rewards/margins": 0.1 * row["step"], "rewards/accuracies": 0.5} for row in history]
+        history = [
+            row | {"dpo_loss": row["loss"], "nll": 1.0, "rewards/margins": 0.1 * row["step"], "rewards/accuracies": 0.5}
+            for row in history
+        ]
     write_json(folder / "history.json", history)
     write_record(folder, num_in=10, num_out=10, roles=roles, notes={"trained": True, "num_steps": len(losses)})
 
@@ -112,10 +115,10 @@ def vote(index, score, failure=None, text=None):
     return Vote(index, text, score, failure, 12, "length" if failure == "truncated" else "stop")
 
 
-def write_round(run_dir, t, prompts, *, judge=None, pair_drops=None, prompt_drops=None):
+def write_round(run_dir, t, prompts, *, judge=None, prompt_drops=None):
     """`prompts`: prompt text -> candidates [(text, [score or failure name, ...])]; pairs are max over min."""
     items = [Prompt(f"r{t}-p{index}", text, "self_instruct") for index, text in enumerate(prompts)]
-    completions, judgements, pairs, reasons = [], [], [], Counter()
+    completions, judgements, pairs, drops = [], [], [], []
     for item, candidates in zip(items, prompts.values(), strict=True):
         scored = []
         for index, (text, scores) in enumerate(candidates):
@@ -127,7 +130,7 @@ def write_round(run_dir, t, prompts, *, judge=None, pair_drops=None, prompt_drop
             judgements.append(judgement)
             if judgement.score is not None:
                 scored.append((completion, judgement.score))
-        _pair(item, scored, pairs, reasons)
+        drops += _pair(item, scored, pairs)
     write_rows(run_dir.prompts(t) / "prompts.parquet", items, Prompt)
     dropped = prompt_drops or {}
     write_record(
@@ -138,13 +141,15 @@ def write_round(run_dir, t, prompts, *, judge=None, pair_drops=None, prompt_drop
     write_record(run_dir.samples(t), num_in=len(completions), num_out=len(completions), roles={"policy": f"m{t}"})
     unscored = [one for one in judgements if one.score is None]
     write_rows(run_dir.judgements(t) / "judgements.parquet", judgements, Judgement)
-    drops = [Drop(one.completion_id, "too_few_votes", json.dumps([vote.failure for vote in one.votes])) for one in unscored]
-    write_rows(run_dir.judgements(t) / "rejects.parquet", drops, Drop)
+    unjudged = [Drop(one.completion_id, "too_few_votes", json.dumps([vote.failure for vote in one.votes])) for one in unscored]
+    write_rows(run_dir.judgements(t) / "rejects.parquet", unjudged, Drop)
     write_record(
         run_dir.judgements(t), num_in=len(judgements), num_out=len(judgements) - len(unscored),
         dropped={"too_few_votes": len(unscored)} if unscored else {}, roles={"policy": f"m{t}", "judge": judge or f"m{t}"},
     )  # fmt: skip
     write_rows(run_dir.pairs(t) / "pairs.parquet", pairs, PreferencePair)
+    write_rows(run_dir.pairs(t) / "rejects.parquet", drops, Drop)
+    reasons = Counter(drop.reason for drop in drops)
     write_record(run_dir.pairs(t), num_in=len(items), num_out=len(pairs), dropped=dict(reasons))
     write_training(
         run_dir.model(t),
@@ -154,14 +159,14 @@ def write_round(run_dir, t, prompts, *, judge=None, pair_drops=None, prompt_drop
     )
 
 
-def _pair(item, scored, pairs, reasons):
+def _pair(item, scored, pairs):
+    """Adds the prompt's pair, or returns its drop."""
     if len(scored) < 2:
-        reasons["too_few_candidates"] += 1
-        return
+        return [Drop(item.id, "too_few_candidates")]
     chosen, rejected = max(scored, key=lambda one: one[1]), min(scored, key=lambda one: one[1])
     if chosen[1] == rejected[1]:
-        reasons["tie"] += 1
-        return
+        return [Drop(item.id, "tie")]
     messages = (Message("user", item.text),)
     ids = (chosen[0].id, rejected[0].id)
     pairs.append(PreferencePair(item.id, messages, chosen[0].text, rejected[0].text, chosen[1], rejected[1], *ids))
+    return []

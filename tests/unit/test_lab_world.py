@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,6 +183,23 @@ def test_eft_scores_agree_with_the_true_order(tmp_path: Path) -> None:
         for i, j in itertools.permutations(range(len(group)), 2):
             if truth[i] > truth[j]:
                 assert group[i]["score"] > group[j]["score"]
+
+
+def test_data_does_not_depend_on_pythons_hash_seed(tmp_path: Path) -> None:
+    """Sets of words iterate in another order in every process; no data may follow that order."""
+    digests = set()
+    for hash_seed in ("1", "2"):
+        script = (
+            "import hashlib, itertools, pathlib, sys; from selfreward.lab import corpus, seed_files; "
+            "seed_files.write_seed_files(pathlib.Path(sys.argv[1]), 'test'); "
+            "text = ''.join(itertools.islice(corpus.documents(1), 2000)); "
+            "text += ''.join(path.read_text() for path in sorted(pathlib.Path(sys.argv[1]).iterdir())); "
+            "print(hashlib.sha256(text.encode()).hexdigest())"
+        )
+        command = [sys.executable, "-c", script, str(tmp_path / hash_seed)]
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        digests.add(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+    assert len(digests) == 1
 
 
 def test_words_are_unique() -> None:

@@ -78,7 +78,18 @@ def test_batches_are_limited() -> None:
         return reply_with(unique)(requests)
 
     make_collector(num_prompts=600).collect(ask)
-    assert sizes == [MAX_BATCH, MAX_BATCH, 2 * (600 - 2 * MAX_BATCH)]
+    assert sizes == [MAX_BATCH, MAX_BATCH, 600 - 2 * MAX_BATCH]
+
+
+def test_the_last_batch_is_as_large_as_the_share_accepted_so_far_asks_for() -> None:
+    sizes = []
+
+    def ask(requests: Sequence[Request]) -> list[Generation]:
+        sizes.append(len(requests))
+        return reply_with(lambda number: unique(number) if number % 2 else "no")(requests)
+
+    make_collector(num_prompts=150).collect(ask)
+    assert sizes == [MAX_BATCH, 44]
 
 
 def test_each_proposal_leaves_for_the_first_reason_that_holds() -> None:

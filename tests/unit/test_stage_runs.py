@@ -13,6 +13,7 @@ from selfreward.config import Config, parse_config
 from selfreward.errors import DataError, DriftError
 from selfreward.filters import normalise
 from selfreward.stages import dpo, eft, judge, pair, propose, replay, sample, seed
+from selfreward.stages._roles import cast_role
 from selfreward.types import Completion, Demonstration, Drop, EftExample, Judgement, PreferencePair, Prompt, RankedSet
 
 SCORES = {"excellent": 5, "decent": 3, "poor": 1}
@@ -173,6 +174,52 @@ def test_empty_answers_leave_with_a_reason(stages: Stages) -> None:
     rejects = read_rows(made["samples"].path / "rejects.parquet", Drop)
     assert {item.reason for item in rejects} == {"empty"}
     assert json.loads(rejects[0].item)["id"] == rejects[0].id
+
+
+def test_cut_answers_leave_and_are_never_part_of_a_pair(stages: Stages) -> None:
+    made = one_round(stages.run(sample={"max_tokens": 2}))
+    rejects = read_rows(made["samples"].path / "rejects.parquet", Drop)
+    assert {item.reason for item in rejects} == {"empty", "truncated"}
+    assert read_rows(made["samples"].path / "completions.parquet", Completion) == []
+    assert record(made["pairs"])["counts"] == {"in": 6, "out": 0, "dropped": {"too_few_candidates": 6}}
+
+
+def test_what_does_not_fit_the_context_is_dropped_and_never_shortened(stages: Stages, tmp_path: Path) -> None:
+    roomy, tight = (
+        stages.run(),
+        stages.run(name="tight", engine={"script": write_script(tmp_path / "t.json", context_length=60)}),
+    )
+    made = one_round(roomy)
+    judgements = judge.run(tight, 1, model(tight), made["samples"])
+    notes = record(judgements)["notes"]
+    assert notes["failures"] == {"too_long": notes["num_votes"]}
+    assert notes["mean_score"] is None
+    long = tmp_path / "long"
+    long.mkdir()
+    write_rows(long / "prompts.parquet", [Prompt("p", "word " * 80, "self_instruct")], Prompt)
+    samples = sample.run(tight, 1, model(tight), Artifact("long", long, "f"))
+    assert record(samples)["counts"] == {"in": 4, "out": 0, "dropped": {"prompt_too_long": 4}}
+
+
+def test_policy_means_the_rounds_model_and_a_folder_means_itself(stages: Stages, tmp_path: Path) -> None:
+    run = stages.run()
+    live = cast_role("policy", model(run, "round-3/model"), run.config)
+    assert (live.model, live.label) == (str(run.dir.model(3) / "checkpoint"), "m4")
+    assert [artifact.key for artifact in live.inputs.values()] == ["round-3/model"]
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    (frozen / "config.json").write_text("{}")
+    first = cast_role(str(frozen), model(run), run.config)
+    assert (first.model, first.label, dict(first.inputs)) == (str(frozen), str(frozen), {})
+    (frozen / "config.json").write_text('{"a": 1}')
+    assert cast_role(str(frozen), model(run), run.config).section != first.section
+
+
+def test_an_edited_script_is_another_player(stages: Stages, tmp_path: Path) -> None:
+    made = one_round(stages.run())
+    write_script(tmp_path / "script.json", default="changed")
+    with pytest.raises(DriftError, match=r"player.engine.script"):
+        sample.run(stages.run(), 1, model(stages.run()), made["prompts"])
 
 
 def test_roles_name_who_played(stages: Stages) -> None:

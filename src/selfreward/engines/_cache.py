@@ -115,7 +115,8 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         end = self._length + key_states.shape[2]
-        assert self.is_initialized and end <= self._limit, "SlotCache: admit prompts first, and no more than max_new tokens"
+        assert self.is_initialized, "SlotCache: admit prompts first"
+        assert end <= self._limit, f"SlotCache: {end} tokens, made for {self._limit}"
         if end > self.keys.shape[2]:
             self._grow(end)
         rows = slice(0, self._num_rows)

@@ -29,8 +29,9 @@ from selfreward.types import Generation, Request
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PREFILL_TOKENS = 8192
-"""Most prompt tokens, padding included, in one forward pass; a single longer prompt has a pass of its own."""
+PREFILL_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Most prompt tokens, padding included, in one forward pass; a single longer prompt has a pass of its own. A pass that stays in
+a CPU's caches is faster than one that does not; a GPU needs more to be busy."""
 COMPACT_SHARE = 16
 """Rows that have ended leave the batch when they are more than one in this many."""
 

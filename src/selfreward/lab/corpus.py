@@ -32,7 +32,7 @@ MIXTURE = {"thread": 0.26, "review": 0.33, "lesson": 0.31, "worksheet": 0.04, "w
 
 @dataclass(frozen=True)
 class Heldout:
-    """Tasks to answer, and tasks with responses to rank."""
+    """Tasks to answer, and some of them with responses to rank."""
 
     prompts: tuple[Task, ...]
     ranked: tuple[tuple[Task, tuple[str, ...]], ...]
@@ -45,14 +45,14 @@ def heldout(split: str) -> Heldout:
     rng = random.Random(f"{WORLD_SEED}-heldout-{split}")
     num_prompts, num_ranked = NUM_HELDOUT[split]
     prompts = tuple(_fresh_task(rng, seen) for _ in range(num_prompts))
-    ranked = tuple(draw_ranked(rng, _fresh_task(rng, seen)) for _ in range(num_ranked))
+    # The ranked sets are about the first of the same prompts: one list to keep out of every training text.
+    ranked = tuple(draw_ranked(rng, task) for task in prompts[:num_ranked])
     return Heldout(prompts, ranked)
 
 
 def heldout_texts(split: str) -> set[str]:
     """The prompts of a held-out set."""
-    data = heldout(split)
-    return {task.text for task in data.prompts} | {task.text for task, _ in data.ranked}
+    return {task.text for task in heldout(split).prompts}
 
 
 @cache
@@ -81,17 +81,16 @@ def training_task(rng: random.Random) -> Task:
 def draw_ranked(rng: random.Random, task: Task) -> tuple[Task, tuple[str, ...]]:
     """A task with `RESPONSES_PER_SET` distinct responses of at least two different qualities."""
     while True:
-        texts = {write_response(rng, task, REVIEWED) for _ in range(RESPONSES_PER_SET)}
-        if rng.random() < 0.1:
-            texts.add(" ".join(slip(rng, task.answer)))
-        responses = tuple(sorted(texts, key=lambda _: rng.random()))[:RESPONSES_PER_SET]
-        if len(responses) == RESPONSES_PER_SET and len({score_answer(task.answer, text) for text in responses}) > 1:
+        responses = tuple(write_response(rng, task, REVIEWED) for _ in range(RESPONSES_PER_SET))
+        if len(set(responses)) == RESPONSES_PER_SET and len({score_answer(task.answer, text) for text in responses}) > 1:
             return task, responses
         if rng.random() < 0.2:
             # Some tasks have no misconception: a flawed or chatty answer gives the set its second quality.
-            responses = (" ".join(task.answer), chat_around(rng, task.answer), " ".join(slip(rng, task.answer)))
-            if len(set(responses)) == RESPONSES_PER_SET:
-                return task, responses
+            answers = [" ".join(task.answer), chat_around(rng, task.answer), " ".join(slip(rng, task.answer))]
+            rng.shuffle(answers)
+            scores = {score_answer(task.answer, text) for text in answers}
+            if len(set(answers)) == RESPONSES_PER_SET and len(scores) > 1:
+                return task, tuple(answers)
 
 
 def documents(seed: int) -> Iterator[str]:

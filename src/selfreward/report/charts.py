@@ -13,20 +13,21 @@ from selfreward.types import Estimate
 
 Chart = dict[str, Any]
 CHANCE = (0.5, "chance")
+MAX_BARS = 4
+"""More head-to-heads than this are drawn as curves."""
 
 
 def model_charts(models: Sequence[Json]) -> list[Chart]:
-    """Curves over SFT, M1, M2, ...: a row on answers, one on judging, one on the text; charts without a value are left out."""
+    """Curves over SFT, M1, M2, ...: three on answers, three on judging, three on text; without a value, no chart."""
     sampled_greedy = {"sampled": "oracle_mean", "greedy": "greedy_oracle_mean"}
     exact = {"sampled": "oracle_exact", "greedy": "greedy_oracle_exact"}
-    correlations = {"Spearman": "judge_spearman", "Kendall": "judge_kendall"}
     charts = [
         _over(models, "Answers", "Mean oracle score, 0 to 5.", sampled_greedy),
         _over(models, "Right answers", "Share of exactly right answers.", exact),
         contest_chart(models),
         _over(models, "Judge", "Human-ordered pairs that it orders alike; a tie counts 1/2.", {"": "judge_pairwise"}, CHANCE),
-        _over(models, "Judge, rank correlation", "With the human order, averaged over ranked sets.", correlations),
         own_score_chart(models),
+        pair_chart(models),
         _over(models, "Length", "Characters of a sampled answer.", {"": "mean_length"}),
         _over(models, "Diversity", "distinct-2: different word pairs among all.", {"": "distinct_2"}),
         failure_chart(models),
@@ -67,45 +68,66 @@ def contest_chart(models: Sequence[Json]) -> Chart | None:
     judges = sorted({model["head_to_head"]["judge"] for model in models if model["head_to_head"]})
     by = "the oracle" if judges == ["oracle"] else "the newer model as judge, in both orders"
     note = f"Sampled answers to the held-out prompts, decided by {by}."
+    if len(rows) > MAX_BARS:
+        ran = [model for model in models if model["win_rate"]]
+        note = f"Against the model before, on sampled answers, decided by {by}."
+        return _over(ran, "Head-to-head", note, {"wins": "win_rate", "loses": "lose_rate"})
     return {"title": "Head-to-head", "note": note, "body": share_bars(rows)}
 
 
-def round_charts(models: Sequence[Json], scale: tuple[float, float]) -> list[Chart]:
-    """What the rounds did, over the models that ran one."""
+def pair_chart(models: Sequence[Json]) -> Chart | None:
+    """What the candidates of each round were good for."""
     ran = _ran(models)
-    if not ran:
-        return []
     truth = any(model["pairs_truly_better"] for model in ran)
-    note = "Shares of the round's prompts that gave a pair, and that ended in a tie" + (
-        "; of the pairs, those truly better." if truth else "."
-    )
+    note = "Of a round's prompts: gave a pair, ended in a tie" + ("; of the pairs: truly better." if truth else ".")
     figures = {"gave a pair": "pair_yield", "tied": "tie_rate"} | ({"truly better": "pairs_truly_better"} if truth else {})
-    charts = [_over(ran, "Pairs", note, figures)]
-    for model in ran:
-        body = histogram(model["score_histogram"], *scale)
-        votes = sum(model["score_histogram"].values())
-        charts.append({"title": f"Scores that {model['model']}'s round gave", "note": f"{votes:,} votes.", "body": body})
-    return [chart for chart in charts if chart]
+    return _over(ran, "Pairs", note, figures)
 
 
-def training_charts(histories: Mapping[str, Sequence[Json]]) -> list[Chart]:
-    """Loss of every training; for preference training also accuracy and margin of the implicit rewards."""
+def score_charts(models: Sequence[Json], scale: tuple[float, float]) -> list[Chart]:
+    """Histogram of the scores that each round's judge gave."""
     charts: list[Chart] = []
-    for model, rows in histories.items():
-        for key, title, unit in _HISTORY:
-            points = [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
-            if points:
-                curve = Curve(model, [float(x) for x, _ in points], [float(y) for _, y in points])
-                charts.append({"title": f"{model}: {title}", "note": "", "body": line_chart([curve], unit)})
+    for model in _ran(models):
+        votes = sum(model["score_histogram"].values())
+        body = histogram(model["score_histogram"], *scale)
+        charts.append({"title": f"Round of {model['model']}", "note": f"{votes:,} votes with a score", "body": body})
     return charts
 
 
+def training_charts(histories: Mapping[str, Sequence[Json]]) -> list[Chart]:
+    """Training curves, one chart a measure, one curve a model: supervised loss, then what preference training reports."""
+    charts: list[Chart] = []
+    start = {name: rows for name, rows in histories.items() if name in ("SFT", "M1")}
+    rounds = {name: rows for name, rows in histories.items() if name not in start}
+    charts += _curves("Supervised loss", "Per token of the answers.", start, "loss", RATIO)
+    preference = _curves("DPO loss", "The preference part of the loss.", rounds, "dpo_loss", RATIO, (math.log(2), "ln 2"))
+    charts += preference or _curves("Loss of the rounds", "", rounds, "loss", RATIO)
+    charts += _curves("NLL of the chosen", "Per token of the chosen answers.", rounds, "nll", RATIO)
+    charts += _curves(
+        "Preference accuracy", "Pairs that the new model orders alike.", rounds, "rewards/accuracies", UNITS["share"]
+    )
+    charts += _curves("Preference margin", "Implicit reward, chosen - rejected.", rounds, "rewards/margins", RATIO)
+    return charts
+
+
+def _curves(
+    title: str,
+    note: str,
+    histories: Mapping[str, Sequence[Json]],
+    key: str,
+    unit: Unit,
+    reference: tuple[float, str] | None = None,
+) -> list[Chart]:
+    """One chart of a logged measure, or none where nobody logged it."""
+    curves = []
+    for model, rows in histories.items():
+        points = [(float(row["step"]), float(row[key])) for row in rows if _is_number(row.get(key))]
+        if points:
+            curves.append(Curve(model, [x for x, _ in points], [y for _, y in points]))
+    return [{"title": title, "note": note, "body": line_chart(curves, unit, reference)}] if curves else []
+
+
 _CONTEST = {"win": "win_rate", "tie": "tie_rate_head_to_head", "lose": "lose_rate"}
-_HISTORY = (
-    ("loss", "loss", RATIO),
-    ("rewards/accuracies", "preference accuracy", UNITS["share"]),
-    ("rewards/margins", "preference margin", RATIO),
-)
 
 
 def _over(

@@ -6,7 +6,7 @@ from typing import Any
 
 from selfreward.artifacts import RunDir, read_json
 from selfreward.config import Config
-from selfreward.report.charts import model_charts, round_charts, training_charts
+from selfreward.report.charts import model_charts, score_charts, training_charts
 from selfreward.report.examples import last_round, pick_examples
 from selfreward.report.names import FAILURES, NAMES, interval, number, with_half
 from selfreward.report.reading import Json, finished_models, read_config, read_record, stage_folders
@@ -47,7 +47,7 @@ def build_page(run_dir: RunDir) -> dict[str, Any]:
         "tiles": list(_tiles(summary)),
         "figures": _figure_groups(summary),
         "model_charts": model_charts(models),
-        "round_charts": round_charts(models, (float(scale[0]), float(scale[1]))),
+        "score_charts": score_charts(models, (float(scale[0]), float(scale[1]))),
         "round_rows": list(_round_rows(models)),
         "round_models": [model["model"] for model in models if model["judge_mean"]],
         "failures": list(_failures(models)),

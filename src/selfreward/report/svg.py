@@ -1,5 +1,5 @@
 """Small charts as inline SVG. Pure: numbers in, markup out; every text is escaped; colours come from the page's CSS
-(`--s0`..`--s3`), so that one page works light and dark. Points carry `data-tip`, which the page's script shows.
+(`--s0`..`--s5`), so that one page works light and dark. Points carry `data-tip`, which the page's script shows.
 """
 
 import math
@@ -12,6 +12,7 @@ from selfreward.types import Estimate
 
 WIDTH = 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 12, 14, 26
+_COLORS = 6
 _MAX_POINTS = 240
 """Most points drawn of a long curve; more are averaged in equal bins."""
 
@@ -117,10 +118,10 @@ def histogram(counts: Mapping[str, int], low: float, high: float) -> Markup:
     total = sum(bins.values())
     if not total:
         return _nothing()
-    height, base = 132, 110
-    step = WIDTH / len(bins)
+    width, height, base = 250, 132, 110
+    step = width / len(bins)
     top = max(bins.values()) / total
-    parts = [_tag("line", "", "axisline", x1=0, x2=WIDTH, y1=base, y2=base)]
+    parts = [_tag("line", "", "axisline", x1=0, x2=width, y1=base, y2=base)]
     for index, (score, count) in enumerate(bins.items()):
         share = count / total
         size = (base - 20) * share / top
@@ -130,16 +131,16 @@ def histogram(counts: Mapping[str, int], low: float, high: float) -> Markup:
         middle = index * step + step / 2
         parts.append(_text(middle, base - size - 5, percent(share), "middle", "value"))
         parts.append(_text(middle, height - 7, f"{score:g}", "middle", "axis"))
-    return _svg(height, parts, ", ".join(f"{score:g}: {count}" for score, count in bins.items()))
+    return _svg(height, parts, ", ".join(f"{score:g}: {count}" for score, count in bins.items()), width)
 
 
-def line_chart(curves: Sequence[Curve], unit: Unit) -> Markup:
+def line_chart(curves: Sequence[Curve], unit: Unit, reference: tuple[float, str] | None = None) -> Markup:
     """Numeric curves over a common x axis (steps); non-finite values are left out, long curves are averaged in bins."""
     thinned = [Curve(curve.name, *_thin(curve.xs, curve.ys)) for curve in curves]
     thinned = [curve for curve in thinned if curve.xs]
     if not thinned:
         return _nothing()
-    ys = [y for curve in thinned for y in curve.ys]
+    ys = [y for curve in thinned for y in curve.ys] + ([reference[0]] if reference else [])
     xs = [x for curve in thinned for x in curve.xs]
     axis = _Axis(min(ys), max(ys), 176, unit)
     span = (max(xs) - min(xs)) or 1.0
@@ -147,11 +148,11 @@ def line_chart(curves: Sequence[Curve], unit: Unit) -> Markup:
     def place(x: float) -> float:
         return _LEFT + (WIDTH - _LEFT - _RIGHT) * (x - min(xs)) / span
 
-    parts = [axis.grid()]
+    parts = [axis.grid()] + ([_reference(axis, *reference)] if reference else [])
     for index, curve in enumerate(thinned):
         points = " ".join(f"{place(x):.1f},{axis.y(y):.1f}" for x, y in zip(curve.xs, curve.ys, strict=True))
         tip = f"{curve.name}: {unit(curve.ys[0])} to {unit(curve.ys[-1])} in {curve.xs[-1]:g} steps"
-        parts.append(_tag("polyline", "", f"curve s{index % 4}", points=points, data_tip=tip))
+        parts.append(_tag("polyline", "", f"curve s{index % _COLORS}", points=points, data_tip=tip))
     parts.append(_text(_LEFT, 176 - 8, f"step {min(xs):g}", "start", "axis"))
     parts.append(_text(WIDTH - _RIGHT, 176 - 8, f"{max(xs):g}", "end", "axis"))
     text = "; ".join(f"{curve.name} from {unit(curve.ys[0])} to {unit(curve.ys[-1])}" for curve in thinned)
@@ -210,13 +211,13 @@ def _interval_series(one: Series, index: int, xs: Sequence[float], labels: Seque
                 inner += _tag("line", "", "whisker", x1=x - 4, x2=x + 4, y1=end, y2=end)
         inner += _marker(x, y, index)
         inner += _tag("rect", "", "hit", x=x - 12, y=0, width=24, height=axis.height - _BOTTOM)
-        marks += _tag("g", inner, f"point s{index % 4}", data_tip=f"{one.name}, {_tip(label, point, axis.unit)}")
+        marks += _tag("g", inner, f"point s{index % _COLORS}", data_tip=f"{one.name}, {_tip(label, point, axis.unit)}")
     return _polyline(line, index) + marks
 
 
 def _polyline(line: Sequence[tuple[float, float]], index: int) -> Markup:
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
-    return _tag("polyline", "", f"link s{index % 4}", points=points) if len(line) > 1 else Markup()
+    return _tag("polyline", "", f"link s{index % _COLORS}", points=points) if len(line) > 1 else Markup()
 
 
 def _marker(x: float, y: float, index: int) -> Markup:
@@ -276,14 +277,15 @@ def _legend(names: Sequence[str], prefix: str = "s") -> Markup:
     if len(names) < 2:
         return Markup()
     items = Markup().join(
-        Markup('<li><i class="key {}"></i>{}</li>').format(f"{prefix}{index % 4}", name) for index, name in enumerate(names)
+        Markup('<li><i class="key {}"></i>{}</li>').format(f"{prefix}{index % _COLORS}", name)
+        for index, name in enumerate(names)
     )
     return Markup('<ul class="legend">{}</ul>').format(items)
 
 
-def _svg(height: int, parts: Sequence[Markup], description: str) -> Markup:
+def _svg(height: int, parts: Sequence[Markup], description: str, width: int = WIDTH) -> Markup:
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, height, description, Markup().join(parts)
+        width, height, description, Markup().join(parts)
     )
 
 

@@ -28,7 +28,12 @@ def cast_role(setting: str, policy: Artifact, config: Config) -> Player:
         return Player(str(policy.checkpoint), model_name(policy), section, {"model": policy})
     if setting.startswith(SCRIPTED_PREFIX):
         return Player(setting, setting, {"script": _script_hash(setting.removeprefix(SCRIPTED_PREFIX))})
-    return Player(setting, setting, {**section, "weights": hash_model(resolve_model_path(setting))})
+    return Player(setting, setting, {**section, "weights": weights_of(resolve_model_path(setting))})
+
+
+def weights_of(path: str) -> str:
+    """What identifies a model's weights: the hash of its folder; a hub id not on this disk yet stands for itself."""
+    return hash_model(path) if Path(path).is_dir() else path
 
 
 def model_name(model: Artifact) -> str:

@@ -4,10 +4,9 @@ In: `model.path`. Out: model.json with its hash, so that the fingerprint of ever
 not on where they lie.
 """
 
-from pathlib import Path
-
-from selfreward.artifacts import Artifact, Run, Stage, hash_file, hash_model
+from selfreward.artifacts import Artifact, Run, Stage, hash_file
 from selfreward.engines.loading import resolve_model_path
+from selfreward.stages._roles import weights_of
 from selfreward.types import Counts
 
 
@@ -16,8 +15,7 @@ def run(run: Run) -> Artifact:
     config = run.config.model
     path = resolve_model_path(config.path)
     sections = {
-        # A hub id that is not on this disk yet has no files to hash: its name stands in.
-        "weights": hash_model(path) if Path(path).is_dir() else path,
+        "weights": weights_of(path),
         "chat_template": hash_file(config.chat_template) if config.chat_template else None,
     }
 

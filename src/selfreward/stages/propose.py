@@ -7,6 +7,7 @@ of the reasons: `prompt_too_long` (the demonstrations fill the context), `trunca
 """
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -91,11 +92,16 @@ class Collector:
     def collect(self, ask: Ask) -> None:
         """Ask and filter until there are enough prompts or no attempts left."""
         while self.missing and self.num_asked < self.config.max_attempts:
-            size = min(max(2 * self.missing, MIN_BATCH), MAX_BATCH, self.config.max_attempts - self.num_asked)
+            size = min(self._batch_size(), self.config.max_attempts - self.num_asked)
             shown = [self.demonstrations(f"{self.prefix}-{self.num_asked + index}") for index in range(size)]
             replies = ask([self._request(f"{self.prefix}-{self.num_asked + i}", texts) for i, texts in enumerate(shown)])
             self.num_asked += size
             self._take(shown, [refuse_engine_failure(reply) for reply in replies])
+
+    def _batch_size(self) -> int:
+        """About as many proposals as the missing prompts need, going by the share accepted so far (at first: half)."""
+        share = len(self.accepted) / self.num_asked if self.num_asked else 0.5
+        return min(max(math.ceil(self.missing / max(share, 1 / MAX_BATCH)), MIN_BATCH), MAX_BATCH)
 
     @property
     def missing(self) -> int:

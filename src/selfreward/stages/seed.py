@@ -6,6 +6,7 @@ training and held-out data. Items that leave are counted: `heldout` (a training 
 """
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, replace
@@ -33,9 +34,11 @@ def run(run: Run) -> Artifact:
 
 
 def source_hashes(config: SeedConfig) -> dict[str, str]:
-    """Content hash of each file that the source reads; the micro-world reads none."""
+    """Content hash of each file that the source reads; the micro-world writes its files first, to the same bytes."""
     if config.source == "lab":
-        return {}
+        with tempfile.TemporaryDirectory(prefix="selfreward-") as folder:
+            write_seed_files(Path(folder), config.heldout)
+            return {name: hash_file(Path(folder) / name) for name in SEED_FILES if (Path(folder) / name).is_file()}
     path = Path(config.path or "").expanduser()
     files = [path] if config.source == "oasst" else [path / name for name in SEED_FILES]
     return {file.name: hash_file(file) for file in files if file.is_file()}

@@ -23,7 +23,6 @@ import datasets
 import torch
 import trl
 from transformers import PrinterCallback, TrainerCallback
-from transformers.utils.logging import disable_progress_bar
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from selfreward.config import DpoConfig, OptimConfig
@@ -279,7 +278,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def fit(
-    trainer: SftTrainer | DpoTrainer, base: Base, lengths: Sequence[int], options: OptimConfig, context: TrainContext
+    trainer: SftTrainer | DpoTrainer, lengths: Sequence[int], options: OptimConfig, context: TrainContext
 ) -> list[dict[str, float]]:
     """Run all epochs; returns the history. Raises TrainingError on a non-finite loss or gradient."""
     num_steps = count_steps(len(lengths), options)
@@ -290,9 +289,12 @@ def fit(
         watch = _Watch(trainer, advance)
         trainer.add_callback(watch)
         trainer.train()
-    # The library's hooks that this module relies on must have been called.
-    assert trainer.order.served == list(range(options.num_epochs)), f"epochs served: {trainer.order.served}"
-    assert [entry["step"] for entry in watch.history] == list(range(1, num_steps + 1)), f"{len(watch.history)} steps logged"
+    logged = [entry["step"] for entry in watch.history]
+    if trainer.order.served != list(range(options.num_epochs)) or logged != list(range(1, num_steps + 1)):
+        raise TrainingError(
+            f"the trainer went its own way: epochs {trainer.order.served} in our order, {len(logged)} steps logged, expected "
+            f"{options.num_epochs} epochs and {num_steps} steps; use the versions in constraints.txt (now TRL {trl.__version__})"
+        )
     return watch.history
 
 
@@ -342,7 +344,6 @@ def save(base: Base, output: Path) -> None:
     base.model.config, base.model.generation_config = base.configs
     for key in ("is_local", "local_files_only"):  # how the tokenizer was loaded is no property of it
         base.tokenizer.init_kwargs.pop(key, None)
-    disable_progress_bar()
     base.model.save_pretrained(temporary)
     base.tokenizer.save_pretrained(temporary)
     for file in temporary.rglob("*"):

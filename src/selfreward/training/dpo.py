@@ -39,6 +39,6 @@ def train_dpo(
     }
     with _trl.workspace(base) as scratch:
         trainer = _trl.dpo_trainer(base, columns, options, context.seed, scratch)
-        history = _trl.fit(trainer, base, [row.length for row in rows], options, context)
+        history = _trl.fit(trainer, [row.length for row in rows], options, context)
     _trl.save(base, output)
     return make_result(rows, dropped, history, options)

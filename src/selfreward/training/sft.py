@@ -43,6 +43,6 @@ def train_sft(
     }
     with _trl.workspace(base) as scratch:
         trainer = _trl.sft_trainer(base, columns, options, context.seed, scratch)
-        history = _trl.fit(trainer, base, [row.length for row in rows], options, context)
+        history = _trl.fit(trainer, [row.length for row in rows], options, context)
     _trl.save(base, output)
     return make_result(rows, dropped, history, options)

@@ -1,0 +1,247 @@
+import math
+import shutil
+
+import pytest
+import torch
+from training_reference import context, examples, learning_rate, sft_options, train_sft_plainly, user, weights
+
+from selfreward.config import OptimConfig
+from selfreward.errors import ConfigError, ModelError, TrainingError, UsageError
+from selfreward.storage import hash_model
+from selfreward.training import SftExample
+from selfreward.training.common import encode_rows
+from selfreward.training.sft import train_sft
+
+SEED = 2**62 + 5
+
+
+@pytest.fixture
+def trl_side():
+    from selfreward.training import _trl
+
+    return _trl
+
+
+@pytest.fixture
+def edited_model(tiny_model_dir, tmp_path):
+    """`edited_model(edit)`: a copy of the tiny model whose weights `edit(model)` has changed."""
+
+    def make(edit):
+        from transformers import AutoModelForCausalLM
+
+        folder = tmp_path / "edited"
+        shutil.copytree(tiny_model_dir, folder)
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+        with torch.no_grad():
+            edit(model)
+        model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+def test_losses_equal_a_plain_loop_and_settings_reach_the_optimizer(tiny_model_dir, make_config, tmp_path):
+    options = sft_options(warmup_ratio=0.2, max_grad_norm=0.5, num_epochs=3)
+    config = make_config()
+    losses, model = train_sft_plainly(tiny_model_dir, examples(7), options, config, SEED)
+    result = train_sft(tiny_model_dir, examples(7), tmp_path / "out", options, context(config, SEED))
+    assert result.num_steps == len(losses) == 6  # 3 epochs of ceil(7 / 4) steps
+    assert [entry["loss"] for entry in result.history] == pytest.approx(losses, abs=1e-4)
+    assert [entry["lr"] for entry in result.history] == pytest.approx([learning_rate(options, step, 6) for step in range(6)])
+    assert (result.first_loss, result.final_loss) == (result.history[0]["loss"], result.history[-1]["loss"])
+    trained = weights(tmp_path / "out")
+    for name, weight in model.named_parameters():
+        assert torch.allclose(trained[name], weight, atol=1e-3), name
+
+
+def test_uniform_model_has_the_loss_computed_by_hand(edited_model, make_config, tmp_path, tiny_tokenizer):
+    folder = edited_model(lambda model: model.lm_head.weight.zero_())
+    result = train_sft(folder, examples(4), tmp_path / "out", sft_options(num_epochs=1), context(make_config()))
+    assert result.first_loss == pytest.approx(math.log(len(tiny_tokenizer)), abs=1e-5)
+
+
+def test_loss_mask_token_by_token(tiny_model_dir, make_config, tmp_path, trl_side, tiny_tokenizer):
+    items = [SftExample("a", user("Name three towns."), "There are seven"), SftExample("b", user("Hi"), "1")]
+    options, ctx = sft_options(), context(make_config())
+    base = trl_side.load_base(tiny_model_dir, options, ctx)
+    rows, _ = encode_rows(base.tokenizer, items, lambda item: (item.answer,), base.limit)
+    columns = {
+        "input_ids": [row.prompt_ids + row.answers[0] for row in rows],
+        "labels": [[-100] * len(row.prompt_ids) + row.answers[0] for row in rows],
+    }
+    trainer = trl_side.sft_trainer(base, columns, options, SEED, tmp_path)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(2)])
+    longest = max(row.length for row in rows)
+    for index, row in enumerate(rows):
+        padding = longest - row.length
+        ids, labels = batch["input_ids"][index].tolist(), batch["labels"][index].tolist()
+        assert ids == row.prompt_ids + row.answers[0] + [tiny_tokenizer.pad_token_id] * padding
+        assert labels == [-100] * len(row.prompt_ids) + row.answers[0] + [-100] * padding
+        assert tiny_tokenizer.decode([label for label in labels if label != -100]).endswith("<|im_end|>")
+        assert batch["attention_mask"][index].tolist() == [1] * row.length + [0] * padding
+
+
+def test_prompt_tokens_carry_no_loss(edited_model, make_config, tmp_path, tiny_tokenizer):
+    """Tokens that occur in prompts only get no gradient through the output layer as targets: the model does not learn them."""
+    start = edited_model(lambda model: model.lm_head.weight.zero_())
+    items = [SftExample("e", user("Q" * 12), "a")]
+    options = sft_options(num_epochs=30, batch_size=1, micro_batch_size=1, learning_rate=1e-2)
+    train_sft(start, items, tmp_path / "out", options, context(make_config()))
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    (row,), _ = encode_rows(tiny_tokenizer, items, lambda item: (item.answer,), 100)
+    with torch.no_grad():
+        probabilities = model(torch.tensor([row.prompt_ids + row.answers[0]])).logits[0].softmax(-1)
+    size = len(tiny_tokenizer)
+    question = tiny_tokenizer.convert_tokens_to_ids("Q")
+    assert probabilities[len(row.prompt_ids) - 1, row.answers[0][0]] > 0.5
+    assert probabilities[4:8, question].max() < 1 / size  # between two Qs: not learnt
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(tiny_model_dir, make_config, tmp_path):
+    config, options = make_config(), sft_options(dropout=0.1)
+    for name, seed in (("a", SEED), ("b", SEED), ("c", SEED + 1)):
+        train_sft(tiny_model_dir, examples(), tmp_path / name, options, context(config, seed))
+    assert hash_model(tmp_path / "a") == hash_model(tmp_path / "b")
+    assert (tmp_path / "a/model.safetensors").read_bytes() != (tmp_path / "c/model.safetensors").read_bytes()
+
+
+def test_checkpointing_and_micro_batches_change_memory_not_results(tiny_model_dir, make_config, tmp_path):
+    config = make_config()
+    plain = train_sft(tiny_model_dir, examples(), tmp_path / "a", sft_options(), context(config))
+    other = sft_options(gradient_checkpointing=True, micro_batch_size=1)
+    frugal = train_sft(tiny_model_dir, examples(), tmp_path / "b", other, context(config))
+    assert [e["loss"] for e in frugal.history] == pytest.approx([e["loss"] for e in plain.history], abs=1e-4)
+
+
+def test_dropout_is_off_unless_asked_for(tiny_model_dir, make_config, tmp_path):
+    config = make_config()
+    plain, noisy = (
+        train_sft(tiny_model_dir, examples(), tmp_path / str(rate), sft_options(dropout=rate), context(config))
+        for rate in (0.0, 0.3)
+    )
+    assert abs(plain.first_loss - noisy.first_loss) > 1e-3
+    losses, _ = train_sft_plainly(tiny_model_dir, examples(), sft_options(), config, SEED)
+    assert plain.first_loss == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_dropout_reaches_modules_or_is_refused(trl_side):
+    block = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    trl_side.set_dropout(block, 0.0)
+    assert block[1].p == 0
+    with pytest.raises(ConfigError, match=r"dropout=0.1, but Linear has no dropout"):
+        trl_side.set_dropout(torch.nn.Linear(2, 2), 0.1)
+    trl_side.set_dropout(torch.nn.Linear(2, 2), 0.0)
+
+
+def test_long_examples_are_dropped_and_counted_never_cut(tiny_model_dir, make_config, tmp_path):
+    long = SftExample("long", user("Name three towns."), "north " * 60)
+    options = sft_options(max_length=60, num_epochs=1)
+    result = train_sft(tiny_model_dir, [*examples(4), long], tmp_path / "out", options, context(make_config()))
+    assert result.num_examples == 4
+    assert [(drop.id, drop.reason) for drop in result.dropped] == [("long", "too_long")]
+    with pytest.raises(TrainingError, match="nothing to train on"):
+        train_sft(tiny_model_dir, [long], tmp_path / "none", options, context(make_config()))
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_models_context_limits_too(tiny_model_dir, make_config, tmp_path, trl_side):
+    base = trl_side.load_base(tiny_model_dir, sft_options(max_length=4096), context(make_config()))
+    assert base.limit == 1024  # max_position_embeddings of the tiny model
+    assert trl_side.load_base(tiny_model_dir, sft_options(max_length=100), context(make_config())).limit == 100
+
+
+def test_nan_weights_stop_before_the_first_step(edited_model, make_config, tmp_path):
+    folder = edited_model(lambda model: model.model.layers[0].mlp.up_proj.weight.fill_(math.nan))
+    with pytest.raises(TrainingError, match=r"loss is nan at step 1 of 4.*learning_rate"):
+        train_sft(folder, examples(), tmp_path / "stage/checkpoint", sft_options(), context(make_config()))
+    assert not (tmp_path / "stage").exists()
+
+
+def test_an_infinite_gradient_stops_before_the_step(tiny_model_dir, make_config, tmp_path, trl_side):
+    options, ctx = sft_options(), context(make_config())
+    base = trl_side.load_base(tiny_model_dir, options, ctx)
+    before = {name: weight.clone() for name, weight in base.model.named_parameters()}
+    base.model.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+    columns = {"input_ids": [[1, 5, 6, 2]] * 4, "labels": [[-100, 5, 6, 2]] * 4}
+    trainer = trl_side.sft_trainer(base, columns, options, SEED, tmp_path)
+    with pytest.raises(TrainingError, match="gradient norm is nan at step 1"):
+        trl_side.fit(trainer, [4] * 4, options, ctx)
+    assert all(torch.equal(weight, before[name]) for name, weight in base.model.named_parameters())
+
+
+def test_the_checkpoint_is_a_clean_model_folder(tiny_model_dir, make_config, tmp_path, capfd):
+    output = tmp_path / "stage" / "checkpoint"
+    before = hash_model(tiny_model_dir)
+    train_sft(tiny_model_dir, examples(), output, sft_options(num_epochs=1), context(make_config()))
+    names = sorted(file.name for file in output.iterdir())
+    assert names == sorted(file.name for file in tiny_model_dir.iterdir())
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (output / name).read_bytes() == (tiny_model_dir / name).read_bytes(), name
+    assert [file.name for file in output.parent.iterdir()] == ["checkpoint"]
+    assert hash_model(tiny_model_dir) == before  # the start is only read
+    assert capfd.readouterr() == ("", "")  # bars and prints are the progress's business
+
+
+def test_an_earlier_model_is_replaced_and_other_folders_are_not(tiny_model_dir, make_config, tmp_path):
+    output, options = tmp_path / "checkpoint", sft_options(num_epochs=1)
+    shutil.copytree(tiny_model_dir, output)
+    (output / "training_args.bin").touch()
+    train_sft(tiny_model_dir, examples(), output, options, context(make_config()))
+    assert not (output / "training_args.bin").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(UsageError, match="mine"):
+        train_sft(tiny_model_dir, examples(), tmp_path / "mine", options, context(make_config()))
+
+
+def test_a_vocabulary_that_does_not_fit_is_a_model_error(tiny_model_dir, make_config, tmp_path, trl_side):
+    ctx = context(make_config())
+    base = trl_side.load_base(tiny_model_dir, sft_options(), ctx)
+    columns = {"input_ids": [[1, 9999]], "labels": [[-100, 9999]]}
+    with pytest.raises(ModelError, match="token 9999"):
+        trl_side.sft_trainer(base, columns, sft_options(), SEED, tmp_path)
+
+
+def test_weights_stay_float32_whatever_generation_uses(tiny_model_dir, make_config, tmp_path):
+    config = make_config(model={"dtype": "bfloat16"})
+    train_sft(tiny_model_dir, examples(), tmp_path / "out", sft_options(num_epochs=1), context(config))
+    assert {weight.dtype for weight in weights(tmp_path / "out").values()} == {torch.float32}
+
+
+def test_settings_reach_the_trainer(tiny_model_dir, make_config, tmp_path, trl_side):
+    options = OptimConfig(
+        learning_rate=3e-4, final_learning_rate=2e-5, warmup_ratio=0.1, num_epochs=5, batch_size=6, micro_batch_size=3,
+        weight_decay=0.02, max_grad_norm=0.7, gradient_checkpointing=True, bf16=True,
+    )  # fmt: skip
+    base = trl_side.load_base(tiny_model_dir, options, context(make_config()))
+    args = trl_side.sft_trainer(base, {"input_ids": [[1, 5]], "labels": [[-100, 5]]}, options, 77, tmp_path).args
+    assert (args.learning_rate, args.lr_scheduler_kwargs["min_lr"], args.warmup_steps) == (3e-4, 2e-5, 0.1)
+    assert (args.num_train_epochs, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (5, 3, 2)
+    assert (args.weight_decay, args.max_grad_norm, args.bf16, args.seed) == (0.02, 0.7, True, 77)
+    assert args.gradient_checkpointing or args.activation_checkpointing
+
+
+def test_progress_advances_once_a_step(tiny_model_dir, make_config, tmp_path):
+    from contextlib import contextmanager
+
+    from selfreward.training import TrainContext
+
+    class Counting:
+        calls: tuple = ()
+
+        @contextmanager
+        def task(self, description, total):
+            self.calls = (description, total, [])
+            yield self.calls[2].append
+
+    progress = Counting()
+    train_sft(tiny_model_dir, examples(), tmp_path / "out", sft_options(), TrainContext(make_config(), SEED, progress))
+    assert progress.calls == ("fine-tuning", 4, [1, 1, 1, 1])
+
+
+def test_a_launcher_is_refused(tiny_model_dir, make_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
+        train_sft(tiny_model_dir, examples(), tmp_path / "out", sft_options(), context(make_config()))
