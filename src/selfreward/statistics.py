@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from selfreward.types import Estimate
 
@@ -135,6 +134,8 @@ def sign_test(wins: int, losses: int) -> float | None:
     """Two-sided exact p-value that wins and losses are equally likely; ties are left out. None without either."""
     if wins + losses == 0:
         return None
+    from scipy import stats  # takes a second to import, and the report needs the rest of this module without it
+
     return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
 
 

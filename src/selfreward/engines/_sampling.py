@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from selfreward.errors import EngineError
-from selfreward.types import Sampling
+from selfreward.types import Request
 
 _KEY_SPACE = 2**128
 """Philox takes keys of 128 bits."""
@@ -19,18 +19,19 @@ _KEY_SPACE = 2**128
 class Sampler:
     """Draws one token a row at a time: the most likely one (temperature 0), or by chance after top-k, then top-p."""
 
-    def __init__(self, settings: Sequence[Sampling], seeds: Sequence[int], limits: Sequence[int], device: str) -> None:
+    def __init__(self, requests: Sequence[Request], limits: Sequence[int], device: torch.device) -> None:
         """`limits[r]` is the most tokens that row r will ask for."""
+        settings = [request.sampling for request in requests]
         self._temperature_R1 = _column([item.temperature for item in settings], torch.float32, device)
         self._top_p_R1 = _column([item.top_p for item in settings], torch.float32, device)
-        # top_k 0 means no limit: a rank that no vocabulary reaches.
+        # top_k 0 means no limit: more tokens than any vocabulary has.
         self._top_k_R1 = _column([item.top_k or torch.iinfo(torch.int64).max for item in settings], torch.int64, device)
         self._is_greedy_R1 = self._temperature_R1 == 0
         self._all_greedy = all(item.temperature == 0 for item in settings)
         self._no_filter = all(item.top_p >= 1 and item.top_k == 0 for item in settings)
-        self._uniforms_RT = torch.zeros(0, 0, device=device)
-        if not self._all_greedy:
-            self._uniforms_RT = _uniforms(settings, seeds, limits).to(device)
+        # Greedy rows need no numbers.
+        self._uniforms_RT = torch.zeros(len(requests), 0) if self._all_greedy else _uniforms(requests, limits)
+        self._uniforms_RT = self._uniforms_RT.to(device)
 
     def draw(self, logits_RV: torch.Tensor, step: int) -> torch.Tensor:
         """Token `step` of every row, shape R. Raises EngineError when a row's logits hold no finite maximum."""
@@ -53,17 +54,14 @@ class Sampler:
         self._top_p_R1 = self._top_p_R1[index_R]
         self._top_k_R1 = self._top_k_R1[index_R]
         self._is_greedy_R1 = self._is_greedy_R1[index_R]
-        if not self._all_greedy:
-            self._uniforms_RT = self._uniforms_RT[index_R]
+        self._uniforms_RT = self._uniforms_RT[index_R]
 
     @property
     def _filters(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         return None if self._no_filter else (self._top_k_R1, self._top_p_R1)
 
 
-def _draw(
-    logits_RV: torch.Tensor, uniform_R1: torch.Tensor, filters: tuple[torch.Tensor, torch.Tensor] | None
-) -> torch.Tensor:
+def _draw(logits_RV: torch.Tensor, uniform_R1: torch.Tensor, filters: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
     """Tokens by inverting the cumulative distribution, shape R, 1. `filters` are (top_k_R1, top_p_R1)."""
     probability_RV = logits_RV.softmax(dim=-1)
     if filters is not None:
@@ -97,14 +95,14 @@ def _sort(values_RV: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.sort(values_RV.numpy(), axis=-1)).flip(-1)
 
 
-def _uniforms(settings: Sequence[Sampling], seeds: Sequence[int], limits: Sequence[int]) -> torch.Tensor:
-    """Random numbers in [0, 1), shape R, longest limit; greedy rows need none."""
-    numbers = np.zeros((len(seeds), max(limits)), dtype=np.float32)
-    for row, (setting, seed, limit) in enumerate(zip(settings, seeds, limits, strict=True)):
-        if setting.temperature > 0:
-            numbers[row, :limit] = np.random.Generator(np.random.Philox(key=seed % _KEY_SPACE)).random(limit, dtype=np.float32)
+def _uniforms(requests: Sequence[Request], limits: Sequence[int]) -> torch.Tensor:
+    """Random numbers in [0, 1), shape R, longest limit."""
+    numbers = np.zeros((len(requests), max(limits)), dtype=np.float32)
+    for row, (request, limit) in enumerate(zip(requests, limits, strict=True)):
+        generator = np.random.Generator(np.random.Philox(key=request.seed % _KEY_SPACE))
+        numbers[row, :limit] = generator.random(limit, dtype=np.float32)
     return torch.from_numpy(numbers)
 
 
-def _column(values: Sequence[float], dtype: torch.dtype, device: str) -> torch.Tensor:
+def _column(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)

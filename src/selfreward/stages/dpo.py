@@ -30,9 +30,9 @@ def run(run: Run, t: int, model: Artifact, pairs: Artifact, replay: Artifact | N
             counts = read_json(pairs.path / "record.json")["counts"]
             raise DataError(
                 f"round {t} has {len(answers)} pairs, pair.min_pairs={config.pair.min_pairs}; prompts without one: "
-                f"{counts['dropped']} (too_few_candidates: answers were cut or votes failed, see rejects.parquet of the round's "
-                "samples and judgements). Lower pair.min_pairs or pair.min_margin, or ask for more with propose.num_prompts, "
-                "sample.num_candidates or judge.num_votes"
+                f"{counts['dropped']} (too_few_candidates: answers were cut or votes failed, see rejects.parquet of the "
+                "round's samples and judgements). Lower pair.min_pairs or pair.min_margin, or ask for more with "
+                "propose.num_prompts, sample.num_candidates or judge.num_votes"
             )
         stage.roles = {"policy": model_name(model), "reference": model_name(model), "trained": f"m{t + 1}"}
         if not answers:

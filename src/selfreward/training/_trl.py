@@ -293,7 +293,7 @@ def fit(
     if trainer.order.served != list(range(options.num_epochs)) or logged != list(range(1, num_steps + 1)):
         raise TrainingError(
             f"the trainer went its own way: epochs {trainer.order.served} in our order, {len(logged)} steps logged, expected "
-            f"{options.num_epochs} epochs and {num_steps} steps; use the versions in constraints.txt (now TRL {trl.__version__})"
+            f"{options.num_epochs} epochs and {num_steps} steps; use the TRL of constraints.txt (now {trl.__version__})"
         )
     return watch.history
 

@@ -1,0 +1,137 @@
+"""Forward passes of a Hugging Face model: prompts into memory, then one token a row at a time.
+
+Tensor names end in their shape: B prompts, R rows (replies), T tokens, V vocabulary. This is the seam for faster ways to share
+prompts: nothing outside knows how the memory of a batch looks.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from selfreward.engines._cache import PromptCache, SlotCache, can_use_slots
+from selfreward.errors import ModelError
+from selfreward.types import Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PREFILL_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Most prompt tokens, padding included, in one forward pass; a single longer prompt has a pass of its own. A pass that stays in
+a CPU's caches is faster than one that does not; a GPU needs more to be busy."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt (token ids) and the requests that continue it: one row each."""
+
+    ids: tuple[int, ...]
+    requests: tuple[Request, ...]
+
+
+@dataclass
+class Memory:
+    """What a batch remembers. `padding_R` counts the hidden slots before each row's prompt, `position_R` is the position of
+    each row's next token."""
+
+    cache: Any
+    padding_R: torch.Tensor
+    position_R: torch.Tensor
+
+    def take(self, index: Sequence[int]) -> None:
+        """Keep `len(index)` rows: new row i is old row `index[i]`."""
+        index_R = torch.tensor(index, device=self.position_R.device)
+        self.padding_R, self.position_R = self.padding_R[index_R], self.position_R[index_R]
+        if isinstance(self.cache, SlotCache):
+            self.cache.take(index)
+        else:
+            self.cache.reorder_cache(index_R)
+
+
+class Runner:
+    """Runs one model. All its methods belong into `torch.inference_mode`."""
+
+    def __init__(self, model: "PreTrainedModel", pad_token_id: int) -> None:
+        """Raises ModelError for a model without HF's caches (Mamba has its own, for instance)."""
+        self._model: Any = model
+        self._pad = pad_token_id
+        self._device: torch.device = model.device
+        self._arguments = frozenset(inspect.signature(model.forward).parameters)
+        if "past_key_values" not in self._arguments:
+            raise ModelError(f"engine.name=hf needs a model that takes past_key_values; {type(model).__name__} does not")
+        self._num_layers = len(DynamicCache(config=model.config).layers)
+        self._has_slots = can_use_slots(model.config)
+
+    def prefill(self, jobs: Sequence[Job], max_new: int) -> tuple[Memory, torch.Tensor]:
+        """Run every job's prompt once. Jobs come longest first; at most `max_new` tokens a row follow.
+
+        Returns the memory of all rows and the logits of their first tokens, shape R, V.
+        """
+        source_R = self._sources(jobs)
+        length_B = torch.tensor([len(job.ids) for job in jobs], device=self._device)
+        num_slots = len(jobs[0].ids)
+        memory = Memory(None, (num_slots - length_B)[source_R], length_B[source_R])
+        if not self._has_slots:
+            # These caches cannot be put together from parts: one pass over all prompts, then one row for each reply.
+            memory.cache = DynamicCache(config=self._model.config)
+            logits_BV = self._run_prompts(jobs, memory.cache)
+            memory.cache.reorder_cache(source_R)
+            return memory, logits_BV[source_R]
+        memory.cache = SlotCache(self._num_layers, len(source_R), num_slots, max_new)
+        logits = []
+        first_row = 0
+        for part in _passes(jobs, PREFILL_TOKENS[self._device.type]):
+            prompts = PromptCache(self._num_layers)
+            logits_BV = self._run_prompts(part, prompts)
+            source_R = self._sources(part)
+            memory.cache.admit(prompts, source_R, first_row)
+            logits.append(logits_BV[source_R])
+            first_row += len(source_R)
+        return memory, torch.cat(logits)
+
+    def step(self, ids_R: torch.Tensor, memory: Memory) -> torch.Tensor:
+        """Append one token to every row; returns the logits of the next ones, shape R, V."""
+        logits_RV = self._run(ids_R[:, None], memory.padding_R, memory.position_R[:, None], memory.cache)
+        memory.position_R = memory.position_R + 1
+        return logits_RV
+
+    def _run_prompts(self, jobs: Sequence[Job], cache: Any) -> torch.Tensor:
+        """One pass over whole prompts, shorter ones padded on the left; logits of the last token, shape B, V."""
+        width = max(len(job.ids) for job in jobs)
+        padding = [width - len(job.ids) for job in jobs]
+        rows = [[self._pad] * gap + list(job.ids) for gap, job in zip(padding, jobs, strict=True)]
+        padding_B = torch.tensor(padding, device=self._device)
+        positions_BT = (torch.arange(width, device=self._device) - padding_B[:, None]).clamp(min=0)
+        return self._run(torch.tensor(rows, device=self._device), padding_B, positions_BT, cache)
+
+    def _run(self, ids_RT: torch.Tensor, padding_R: torch.Tensor, positions_RT: torch.Tensor, cache: Any) -> torch.Tensor:
+        """One pass over new tokens on top of the cache; logits of the last position, shape R, V."""
+        slots = torch.arange(cache.get_seq_length() + ids_RT.shape[1], device=self._device)
+        # Models without position embeddings take no position_ids; few old ones compute the logits of all positions.
+        optional = {"position_ids": positions_RT, "logits_to_keep": 1}
+        output = self._model(
+            input_ids=ids_RT,
+            attention_mask=(slots >= padding_R[:, None]).long(),
+            past_key_values=cache,
+            use_cache=True,
+            **{name: value for name, value in optional.items() if name in self._arguments},
+        )
+        logits_RV: torch.Tensor = output.logits[:, -1]
+        return logits_RV
+
+    def _sources(self, jobs: Sequence[Job]) -> torch.Tensor:
+        """For each row the number of its prompt among these jobs."""
+        return torch.tensor([number for number, job in enumerate(jobs) for _ in job.requests], device=self._device)
+
+
+def _passes(jobs: Sequence[Job], max_tokens: int) -> list[list[Job]]:
+    """Cut jobs, which come longest first, into forward passes of at most `max_tokens` tokens."""
+    passes: list[list[Job]] = []
+    for job in jobs:
+        if not passes or (len(passes[-1]) + 1) * len(passes[-1][0].ids) > max_tokens:
+            passes.append([])
+        passes[-1].append(job)
+    return passes
