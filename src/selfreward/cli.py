@@ -103,7 +103,8 @@ def report(run_folder: RunFolder, as_json: AsJson = False) -> None:
 @lab.command("pretrain")
 def lab_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
-    tokens: Annotated[int | None, typer.Option(help="Training tokens; the shipped recipe's number when left out.")] = None,
+    start: Annotated[Path | None, typer.Option("--from", help="A model of the first phase, to run the later ones on.")] = None,
+    scale: Annotated[float, typer.Option(help="Share of the recipe's tokens, for a quick try.")] = 1.0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Pretrain the embedded model M0 from its raw corpus."""
@@ -112,8 +113,10 @@ def lab_pretrain(
     from selfreward.lab.pretrain import Recipe, pretrain
     from selfreward.progress import RichProgress
 
-    recipe = Recipe() if tokens is None else dataclasses.replace(Recipe(), tokens=tokens)
-    result = pretrain(out, recipe, RichProgress(), threads)
+    if scale <= 0:
+        raise UsageError(f"--scale {scale} must be above 0")
+    phases = tuple(dataclasses.replace(phase, tokens=int(phase.tokens * scale)) for phase in Recipe().phases)
+    result = pretrain(out, dataclasses.replace(Recipe(), phases=phases), RichProgress(), threads, start)
     typer.echo(f"M0: {result['parameters']:,} parameters, {result['tokens']:,} tokens in {result['seconds']} s -> {out}")
 
 
@@ -122,7 +125,7 @@ def lab_seeds(
     out: Annotated[Path, typer.Option(help="Folder for the runs and summary.json.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated run seeds.")] = "1,2,3,4,5",
     jobs: Annotated[int, typer.Option(help="Seeds run at the same time, one thread each.")] = 2,
-    variants: Annotated[str, typer.Option(help="Comma-separated variants; see docs/experiments.md.")] = "",
+    variants: Annotated[str, typer.Option(help="Comma-separated: plain_judge, random_judge, positives_only, no_nll, no_eft, k1, rounds_6.")] = "",
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:

@@ -10,18 +10,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfreward.artifacts import hash_file
 from selfreward.lab import model_dir
-from selfreward.lab.corpus import documents, training_task
-from selfreward.lab.pretrain import Recipe, pretrain
+from selfreward.lab.corpus import BROAD, REVIEWS, documents, training_task
+from selfreward.lab.pretrain import Phase, Recipe, pretrain
 from selfreward.lab.tokenizer import build_tokenizer
 
-TINY = Recipe(tokens=40_000, batch_tokens=2048, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64)
+TINY = Recipe(
+    phases=(Phase(30_000, BROAD, 1.0, 0.5), Phase(10_000, REVIEWS, 0.5, 0.9)),
+    batch_tokens=2048, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64,
+)  # fmt: skip
 
 
 def test_recipe_learns_and_repeats_bit_for_bit(tmp_path: Path) -> None:
     first = pretrain(tmp_path / "a", TINY, threads=1)
     second = pretrain(tmp_path / "b", TINY, threads=1)
     assert hash_file(tmp_path / "a" / "model.safetensors") == hash_file(tmp_path / "b" / "model.safetensors")
-    assert first["tokens"] == second["tokens"] >= TINY.tokens
+    assert first["tokens"] == second["tokens"] >= 40_000
+    assert [phase["tokens"] >= wanted.tokens for phase, wanted in zip(first["phases"], TINY.phases, strict=True)] == [
+        True,
+        True,
+    ]
     assert not list((tmp_path / "a").glob("*.bin"))
 
 
@@ -47,7 +54,8 @@ def test_shipped_folder_is_small_and_safe() -> None:
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".jinja", ".safetensors"}
     report = json.loads((folder / "pretraining.json").read_text())
     assert 1_000_000 <= report["parameters"] <= 3_000_000
-    assert report["loss_curve"][-1]["loss"] < report["loss_curve"][0]["loss"]
+    curve = report["phases"][0]["loss_curve"]
+    assert curve[-1]["loss"] < curve[0]["loss"]
 
 
 @pytest.mark.timeout(300)

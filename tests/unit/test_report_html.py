@@ -143,7 +143,7 @@ def test_five_examples_with_votes_and_pairs(page):
     assert page.count("example") == 5
     assert page.count("chosen") == page.count("rejected") == 4
     assert "no pair, all candidates have the same score" in page.shown
-    assert "votes: 3, no score in the reply" in page.shown
+    assert "votes: 3, no score" in page.shown
     assert "Reasons. Score: 5" in page.shown
     assert "prompt 2-" in page.shown
     assert "prompt 1-" not in page.shown

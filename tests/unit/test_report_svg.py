@@ -27,7 +27,16 @@ def test_interval_chart_places_values_and_intervals():
     assert circles[0] > circles[1]  # higher values are higher up
     first = (float(bars[0].get("y1")), float(bars[0].get("y2")))
     assert sum(first) / 2 == pytest.approx(circles[0], abs=0.1)
-    assert groups[0].get("data-tip") == "x, M1: 1.00 [0.50, 1.50], n=9"
+    tips = [node for node in tree.iter("rect") if node.get("class") == "hit"]
+    assert tips[0].get("data-tip") == "x, M1: 1.00 [0.50, 1.50], n=9"
+
+
+def test_tips_of_two_series_do_not_cover_each_other():
+    point = Estimate(1.0, 0.5, 1.5, 9)
+    tree = _tree(svg.interval_chart(["M1", "M2"], [svg.Series("x", [point] * 2), svg.Series("y", [point] * 2)], svg.SCORE))
+    spans = [(float(n.get("x")), float(n.get("x")) + float(n.get("width"))) for n in tree.iter("rect")]
+    spans.sort()
+    assert all(left[1] <= right[0] + 0.2 for left, right in zip(spans, spans[1:], strict=False))
 
 
 def test_a_missing_point_breaks_the_line_and_is_not_drawn_as_zero():

@@ -32,14 +32,14 @@ class Job:
     requests: tuple[Request, ...]
 
 
-@dataclass
 class Memory:
-    """What a batch remembers. `padding_R` counts the hidden slots before each row's prompt, `position_R` is the position of
-    each row's next token."""
+    """What a batch remembers."""
 
-    cache: Any
-    padding_R: torch.Tensor
-    position_R: torch.Tensor
+    def __init__(self, cache: Any, padding_R: torch.Tensor, position_R: torch.Tensor) -> None:
+        """`padding_R` counts the hidden slots before each row's prompt, `position_R` is where its next token goes."""
+        self.cache = cache
+        self.padding_R = padding_R
+        self.position_R = position_R
 
     def take(self, index: Sequence[int]) -> None:
         """Keep `len(index)` rows: new row i is old row `index[i]`."""
@@ -73,24 +73,24 @@ class Runner:
         source_R = self._sources(jobs)
         length_B = torch.tensor([len(job.ids) for job in jobs], device=self._device)
         num_slots = len(jobs[0].ids)
-        memory = Memory(None, (num_slots - length_B)[source_R], length_B[source_R])
+        padding_R, position_R = (num_slots - length_B)[source_R], length_B[source_R]
         if not self._has_slots:
             # These caches cannot be put together from parts: one pass over all prompts, then one row for each reply.
-            memory.cache = DynamicCache(config=self._model.config)
-            logits_BV = self._run_prompts(jobs, memory.cache)
-            memory.cache.reorder_cache(source_R)
-            return memory, logits_BV[source_R]
-        memory.cache = SlotCache(self._num_layers, len(source_R), num_slots, max_new)
+            cache = DynamicCache(config=self._model.config)
+            logits_BV = self._run_prompts(jobs, cache)
+            cache.reorder_cache(source_R)
+            return Memory(cache, padding_R, position_R), logits_BV[source_R]
+        slots = SlotCache(self._num_layers, len(source_R), num_slots, max_new)
         logits = []
         first_row = 0
         for part in _passes(jobs, PREFILL_TOKENS[self._device.type]):
             prompts = PromptCache(self._num_layers)
             logits_BV = self._run_prompts(part, prompts)
             source_R = self._sources(part)
-            memory.cache.admit(prompts, source_R, first_row)
+            slots.admit(prompts, source_R, first_row)
             logits.append(logits_BV[source_R])
             first_row += len(source_R)
-        return memory, torch.cat(logits)
+        return Memory(slots, padding_R, position_R), torch.cat(logits)
 
     def step(self, ids_R: torch.Tensor, memory: Memory) -> torch.Tensor:
         """Append one token to every row; returns the logits of the next ones, shape R, V."""

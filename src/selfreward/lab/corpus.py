@@ -7,7 +7,7 @@ No held-out prompt occurs in any document.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,13 +21,17 @@ NUM_HELDOUT = {"dev": (400, 200), "test": (1000, 400)}
 NUM_IFT = 400
 NUM_EFT_PROMPTS = 200
 RESPONSES_PER_SET = 3
-MISCONCEIVED_REVIEWERS = 0.25
+MISCONCEIVED_REVIEWERS = 0.15
 """Share of the corpus's reviewers who expect the misconceived answer."""
 MISCONCEIVED_RATERS = 0.15
 """The same among the writers of the EFT seed data, before their scores are checked against the human order."""
 RUBRIC = "give one point each : some right words , half of them , all of them , right order and nothing more , no chatter . "
-MIXTURE = {"thread": 0.26, "review": 0.33, "lesson": 0.31, "worksheet": 0.04, "words": 0.06}
-"""Shares of documents by kind."""
+RUBRIC_SHARE = 0.4
+"""Share of the reviews that quote the rubric; it must have been seen, but it costs tokens."""
+BROAD = {"thread": 0.26, "review": 0.33, "lesson": 0.31, "worksheet": 0.04, "words": 0.06}
+"""Shares of documents by kind, for learning the world."""
+REVIEWS = {"thread": 0.12, "review": 0.55, "lesson": 0.28, "worksheet": 0.02, "words": 0.03}
+"""The same, with more reviews: telling right from wrong takes longer to learn than answering."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,10 @@ def draw_ranked(rng: random.Random, task: Task) -> tuple[Task, tuple[str, ...]]:
                 return task, tuple(answers)
 
 
-def documents(seed: int) -> Iterator[str]:
+def documents(seed: int, mixture: Mapping[str, float] = BROAD) -> Iterator[str]:
     """An endless stream of raw documents, words separated by blanks, without begin and end tokens."""
     rng = random.Random(f"{WORLD_SEED}-corpus-{seed}")
-    kinds, weights = list(MIXTURE), list(MIXTURE.values())
+    kinds, weights = list(mixture), list(mixture.values())
     while True:
         yield _WRITE[rng.choices(kinds, weights)[0]](rng)
 
@@ -110,7 +114,7 @@ def _review(rng: random.Random) -> str:
     task = training_task(rng)
     response = write_response(rng, task, REVIEWED)
     reference = task.misconceived if rng.random() < MISCONCEIVED_REVIEWERS else task.answer
-    rubric = RUBRIC if rng.random() < 0.5 else ""
+    rubric = RUBRIC if rng.random() < RUBRIC_SHARE else ""
     return f"{rubric}task : {task.text} answer : {response} review : {write_review(response, reference or task.answer)}"
 
 

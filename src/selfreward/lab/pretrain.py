@@ -1,7 +1,7 @@
 """Pretraining of M0, the micro-world's base model: a small Llama on the raw corpus.
 
 Deterministic on one machine and thread count. One document a row, rows of like length together; Muon on the weight
-matrices, AdamW on the rest; learning rates constant, then linear decay to 3 %.
+matrices, AdamW on the rest; in each phase the learning rates stay at their peak, then fall on a line to 3 % of it.
 """
 
 import itertools
@@ -9,7 +9,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfreward.errors import TrainingError
-from selfreward.lab.corpus import MIXTURE, documents
+from selfreward.lab.corpus import BROAD, REVIEWS, documents
 from selfreward.lab.tokenizer import build_tokenizer
 from selfreward.progress import NullProgress, Progress
 
@@ -29,10 +29,23 @@ LOG_EVERY = 50
 
 
 @dataclass(frozen=True)
+class Phase:
+    """One part of the training: its tokens, its mixture of documents, its learning rates as a share of the peaks, and
+    the share of the phase over which they decay to `final_share`."""
+
+    tokens: int
+    mixture: Mapping[str, float]
+    peak: float
+    decay_share: float
+    warmup_share: float = 0.01
+    final_share: float = 0.03
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides M0's weights besides the corpus."""
 
-    tokens: int = 24_000_000
+    phases: tuple[Phase, ...] = (Phase(24_000_000, BROAD, 1.0, 0.5), Phase(12_000_000, REVIEWS, 0.5, 0.95))
     batch_tokens: int = 8192
     hidden_size: int = 128
     num_layers: int = 5
@@ -40,31 +53,50 @@ class Recipe:
     intermediate_size: int = 384
     muon_learning_rate: float = 0.02
     adam_learning_rate: float = 3e-3
-    warmup_share: float = 0.01
-    decay_share: float = 0.5
-    final_share: float = 0.03
     seed: int = 1
 
 
-def pretrain(output: Path, recipe: Recipe, progress: Progress | None = None, threads: int = 2) -> dict[str, Any]:
+def pretrain(
+    output: Path, recipe: Recipe, progress: Progress | None = None, threads: int = 2, start: Path | None = None
+) -> dict[str, Any]:
     """Train M0 and write it to `output` as a Hugging Face folder with `pretraining.json` (recipe, loss curve).
 
-    Raises TrainingError on a non-finite loss.
+    `start`: a folder that the first phase made; only the later phases run then. Raises TrainingError on a non-finite loss.
     """
     progress = progress or NullProgress()
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     tokenizer = build_tokenizer(CONTEXT_LENGTH)
     model = _build_model(recipe, tokenizer)
+    report: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "phases": []}
+    first = 0
+    if start is not None:
+        model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+        report["phases"] = json.loads((start / "pretraining.json").read_text())["phases"][:1]
+        first = 1
+    for index in range(first, len(recipe.phases)):
+        report["phases"].append(_run_phase(model, tokenizer, recipe, index, progress))
+    report["recipe"] = asdict(recipe)
+    report["tokens"] = sum(phase["tokens"] for phase in report["phases"])
+    report["seconds"] = sum(phase["seconds"] for phase in report["phases"])
+    _save(model, tokenizer, output, report)
+    return report
+
+
+def _run_phase(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, index: int, progress: Progress
+) -> dict[str, Any]:
+    """Train through one phase; returns its tokens, steps, seconds and loss curve."""
+    phase = recipe.phases[index]
     optimizers = _build_optimizers(model, recipe)
+    batches = _batches(tokenizer, recipe, index)
     curve: list[dict[str, float]] = []
     num_tokens, step, started = 0, 0, time.monotonic()
-    batches = _batches(tokenizer, recipe)
     model.train()
-    with progress.task("pretraining M0 (tokens)", recipe.tokens) as advance:
-        while num_tokens < recipe.tokens:
+    with progress.task(f"pretraining M0, phase {index + 1} of {len(recipe.phases)} (tokens)", phase.tokens) as advance:
+        while num_tokens < phase.tokens:
             ids_BT, num_real = next(batches)
-            rate = _rate(num_tokens / recipe.tokens, recipe)
+            rate = _rate(num_tokens / phase.tokens, phase)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * rate
@@ -81,17 +113,7 @@ def pretrain(output: Path, recipe: Recipe, progress: Progress | None = None, thr
             advance(num_real)
             if step % LOG_EVERY == 0:
                 curve.append({"step": step, "tokens": num_tokens, "loss": round(loss.item(), 4)})
-    report = {
-        "recipe": asdict(recipe),
-        "mixture": MIXTURE,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": num_tokens,
-        "steps": step,
-        "seconds": round(time.monotonic() - started),
-        "loss_curve": curve,
-    }
-    _save(model, tokenizer, output, report)
-    return report
+    return {"tokens": num_tokens, "steps": step, "seconds": round(time.monotonic() - started), "loss_curve": curve}
 
 
 def _build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -122,21 +144,22 @@ def _build_optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.opt
     return [muon, adam]
 
 
-def _rate(done: float, recipe: Recipe) -> float:
-    """Learning-rate factor after the share `done` of the tokens."""
-    if done < recipe.warmup_share:
-        return max(done / recipe.warmup_share, 0.01)
-    if done < 1 - recipe.decay_share:
-        return 1.0
-    left = max(1 - done, 0.0) / recipe.decay_share
-    return recipe.final_share + (1 - recipe.final_share) * left
+def _rate(done: float, phase: Phase) -> float:
+    """Learning-rate factor after the share `done` of the phase's tokens."""
+    if done < phase.warmup_share:
+        return phase.peak * max(done / phase.warmup_share, 0.01)
+    if done < 1 - phase.decay_share:
+        return phase.peak
+    left = max(1 - done, 0.0) / phase.decay_share
+    return phase.peak * (phase.final_share + (1 - phase.final_share) * min(left, 1.0))
 
 
-def _batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[tuple[torch.Tensor, int]]:
+def _batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, index: int) -> Iterator[tuple[torch.Tensor, int]]:
     """Right-padded rows of like length: (ids_BT, number of real tokens)."""
     vocabulary = tokenizer.get_vocab()
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    stream, rng = documents(recipe.seed), random.Random(recipe.seed)
+    seed = 1000 * index + recipe.seed
+    stream, rng = documents(seed, recipe.phases[index].mixture), random.Random(seed)
     while True:
         pool = [[bos, *(vocabulary[word] for word in text.split()), eos] for text in itertools.islice(stream, POOL_SIZE)]
         pool.sort(key=len)

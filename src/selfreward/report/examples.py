@@ -5,7 +5,7 @@ from typing import Any
 
 from selfreward.artifacts import RunDir, derive_seed, read_rows
 from selfreward.config import Config
-from selfreward.report.names import FAILURES
+from selfreward.report.names import SHORT_FAILURES
 from selfreward.report.reading import read_judgements, read_measures, read_record
 from selfreward.types import Completion, Drop, Judgement, PreferencePair, Prompt
 
@@ -92,7 +92,7 @@ def _candidate(data: _Round, item: Completion, pair: PreferencePair | None) -> d
         "score": judgement.score if judgement else None,
         "oracle": data.oracle.get(item.id),
         "votes": [
-            {"score": vote.score, "failure": FAILURES.get(vote.failure or "", vote.failure), "text": vote.text}
+            {"score": vote.score, "failure": SHORT_FAILURES.get(vote.failure or "", vote.failure), "text": vote.text}
             for vote in (judgement.votes if judgement else ())
         ],
     }

@@ -59,6 +59,15 @@ FAILURES = {
 }
 """Names of failed votes in plain words."""
 
+SHORT_FAILURES = {
+    "no_score": "no score",
+    "out_of_range": "out of scale",
+    "truncated": "cut",
+    "empty": "empty",
+    "too_long": "too long",
+}
+"""The same beside the scores of other votes."""
+
 
 def number(figure: str, value: float, sign: bool = False) -> str:
     """A value in the figure's unit; `sign` for differences (shares then are percentage points)."""

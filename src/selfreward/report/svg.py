@@ -73,9 +73,12 @@ def interval_chart(
     parts = [axis.grid()]
     if reference:
         parts.append(_reference(axis, *reference))
+    gap = min(9.0, step / 8)
+    reach = gap / 2 if len(series) > 1 else min(12.0, step / 2)  # so that no point covers another's
     for index, one in enumerate(series):
-        shift = (index - (len(series) - 1) / 2) * min(9.0, step / 8)
-        parts.append(_interval_series(one, index, [center + shift for center in centers], labels, axis))
+        shift = (index - (len(series) - 1) / 2) * gap
+        xs = [center + shift for center in centers]
+        parts += [_interval_series(one, index, xs, axis), _tips(one, xs, labels, axis, reach)]
     parts += [_text(center, 196 - 8, label, "middle", "axis") for center, label in zip(centers, labels, strict=True)]
     description = "; ".join(
         f"{one.name}: " + ", ".join(_tip(label, p, unit) for label, p in zip(labels, one.points, strict=True) if p)
@@ -193,10 +196,10 @@ class _Axis:
         return marks
 
 
-def _interval_series(one: Series, index: int, xs: Sequence[float], labels: Sequence[str], axis: _Axis) -> Markup:
+def _interval_series(one: Series, index: int, xs: Sequence[float], axis: _Axis) -> Markup:
     marks = Markup()
     line: list[tuple[float, float]] = []
-    for x, label, point in zip(xs, labels, one.points, strict=True):
+    for x, point in zip(xs, one.points, strict=True):
         if point is None or point.value is None:
             marks += _polyline(line, index)
             line = []
@@ -209,10 +212,19 @@ def _interval_series(one: Series, index: int, xs: Sequence[float], labels: Seque
             inner += _tag("line", "", "whisker", x1=x, x2=x, y1=top, y2=bottom)
             for end in (top, bottom):
                 inner += _tag("line", "", "whisker", x1=x - 4, x2=x + 4, y1=end, y2=end)
-        inner += _marker(x, y, index)
-        inner += _tag("rect", "", "hit", x=x - 12, y=0, width=24, height=axis.height - _BOTTOM)
-        marks += _tag("g", inner, f"point s{index % _COLORS}", data_tip=f"{one.name}, {_tip(label, point, axis.unit)}")
+        marks += _tag("g", inner + _marker(x, y, index), f"point s{index % _COLORS}")
     return _polyline(line, index) + marks
+
+
+def _tips(one: Series, xs: Sequence[float], labels: Sequence[str], axis: _Axis, reach: float) -> Markup:
+    """Invisible columns around the points that say their values."""
+    marks = Markup()
+    for x, label, point in zip(xs, labels, one.points, strict=True):
+        if point is not None and point.value is not None:
+            name = f"{one.name}, " if one.name else ""
+            tip = name + _tip(label, point, axis.unit)
+            marks += _tag("rect", "", "hit", x=x - reach, y=0, width=2 * reach, height=axis.height - _BOTTOM, data_tip=tip)
+    return marks
 
 
 def _polyline(line: Sequence[tuple[float, float]], index: int) -> Markup:
