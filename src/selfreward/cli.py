@@ -125,7 +125,7 @@ def lab_seeds(
     out: Annotated[Path, typer.Option(help="Folder for the runs and summary.json.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated run seeds.")] = "1,2,3,4,5",
     jobs: Annotated[int, typer.Option(help="Seeds run at the same time, one thread each.")] = 2,
-    variants: Annotated[str, typer.Option(help="Comma-separated: plain_judge, random_judge, positives_only, no_nll, no_eft, k1, rounds_6.")] = "",
+    variants: Annotated[str, typer.Option(help="Comma-separated; docs/log.md names them.")] = "",
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:

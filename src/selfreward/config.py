@@ -163,6 +163,9 @@ class ReplayConfig(Section):
     """Most judgement pairs made of one replayed item."""
     min_score_gap: float = Field(default=1.0, gt=0)
     """A vote must differ from the target's score by at least this to be rejected."""
+    chosen: Literal["target", "vote"] = "vote"
+    """What is chosen over a wrong vote: the seed target, or the model's own vote with the target's score (the target where
+    there is none)."""
 
 
 class ProposeConfig(Section):

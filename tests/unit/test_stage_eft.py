@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfreward.config import ReplayConfig
 from selfreward.rubrics import load_rubric
 from selfreward.stages.eft import first_agreeing, keeps_order, thin_out
 from selfreward.stages.replay import draw_items, judgement_pairs
@@ -78,7 +79,7 @@ RUBRIC = load_rubric("additive", "pointwise")
 
 def test_replay_pairs_the_target_over_wrong_votes() -> None:
     votes = (vote(4, "fine. Score: 4"), vote(2, "bad. Score: 2", index=1), vote(5, "top. Score: 5", index=2))
-    pairs = judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", votes, None), min_gap=1.0)
+    pairs = judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", votes, None), ReplayConfig(chosen="target"))
     assert not isinstance(pairs, str)
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [
         ("right. Score: 4", "bad. Score: 2"),
@@ -88,13 +89,21 @@ def test_replay_pairs_the_target_over_wrong_votes() -> None:
     assert [(pair.chosen_score, pair.rejected_score) for pair in pairs] == [(4.0, 2.0), (4.0, 5.0)]
 
 
+def test_replay_prefers_its_own_right_vote_and_falls_back_to_the_target() -> None:
+    votes = (vote(2, "bad. Score: 2"), vote(4, "mine. Score: 4", index=1))
+    pairs = judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", votes, None), ReplayConfig(chosen="vote"))
+    assert [(pair.chosen, pair.chosen_id) for pair in pairs if not isinstance(pair, str)] == [("mine. Score: 4", "eft-1/1")]
+    pairs = judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", votes[:1], None), ReplayConfig(chosen="vote"))
+    assert [(pair.chosen, pair.chosen_id) for pair in pairs if not isinstance(pair, str)] == [("right. Score: 4", "eft-1")]
+
+
 def test_replay_uses_no_failed_or_cut_vote_and_no_vote_twice() -> None:
     failed = (vote(None), vote(1, finish="length", index=1))
-    assert judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", failed, None), 1.0) == "no_valid_vote"
+    assert judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", failed, None), ReplayConfig()) == "no_valid_vote"
     near = (vote(4), vote(3.5, index=1))
-    assert judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", near, None), 1.0) == "agrees"
+    assert judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", near, None), ReplayConfig()) == "agrees"
     same = (vote(1, "no. Score: 1"), vote(1, "no. Score: 1", index=1))
-    pairs = judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", same, None), 1.0)
+    pairs = judgement_pairs(RUBRIC, ITEM, Judgement("eft-1", same, None), ReplayConfig())
     assert [pair.rejected_id for pair in pairs if not isinstance(pair, str)] == ["eft-1/0"]
 
 

@@ -19,7 +19,7 @@ WORLD_SEED = 20401
 NUM_HELDOUT = {"dev": (400, 200), "test": (1000, 400)}
 """Held-out prompts and ranked sets."""
 NUM_IFT = 400
-NUM_EFT_PROMPTS = 200
+NUM_EFT_PROMPTS = 400
 RESPONSES_PER_SET = 3
 MISCONCEIVED_REVIEWERS = 0.15
 """Share of the corpus's reviewers who expect the misconceived answer."""

@@ -1,7 +1,8 @@
 """Judge training inside a round (an option, not in the paper): pairs of judgements instead of answers.
 
-In: EFT targets, M_t. Out: pairs.parquet with kind `judgement`: the seed target over a vote of M_t on the same response
-whose score is wrong by `replay.min_score_gap` or more. A vote without a score, or cut by the token limit, is not used.
+In: EFT targets, M_t. Out: pairs.parquet with kind `judgement`: a right judgement over a vote of M_t on the same response
+whose score is wrong by `replay.min_score_gap` or more. Right is the seed target, or (`replay.chosen=vote`) M_t's own vote
+with the target's score. A vote without a score, or cut by the token limit, is not used.
 Dropped items: `no_valid_vote`, `agrees` (all valid votes are near the target).
 """
 
@@ -12,6 +13,7 @@ from dataclasses import asdict
 from functools import partial
 
 from selfreward.artifacts import Artifact, Run, Stage, derive_seed, read_rows
+from selfreward.config import ReplayConfig
 from selfreward.engines import open_engine
 from selfreward.engines.base import Engine
 from selfreward.judging import judge_messages, parse_vote
@@ -42,7 +44,7 @@ def run(run: Run, t: int, model: Artifact, eft: Artifact) -> Artifact:
         pairs: list[PreferencePair] = []
         drops: list[Drop] = []
         for item, judgement in zip(items, judged, strict=True):
-            made = judgement_pairs(rubric, item, judgement, config.replay.min_score_gap)
+            made = judgement_pairs(rubric, item, judgement, config.replay)
             if isinstance(made, str):
                 drops.append(Drop(item.id, made, json.dumps(asdict(judgement), ensure_ascii=False)))
             else:
@@ -75,23 +77,24 @@ def judge_items(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[Ef
     return [Judgement(item.id, tuple(parse_vote(rubric, next(replies), index) for index in indices), None) for item in items]
 
 
-def judgement_pairs(rubric: Rubric, item: EftExample, judgement: Judgement, min_gap: float) -> list[PreferencePair] | str:
+def judgement_pairs(rubric: Rubric, item: EftExample, judgement: Judgement, config: ReplayConfig) -> list[PreferencePair] | str:
     """One pair for each different wrong vote, in the order of the votes, or the reason why there is none."""
     valid = [vote for vote in judgement.votes if vote.score is not None and vote.finish_reason == "stop"]
     if not valid:
         return "no_valid_vote"
-    wrong = {vote.text: vote for vote in reversed(valid) if abs((vote.score or 0.0) - item.score) >= min_gap}
+    wrong = {vote.text: vote for vote in reversed(valid) if abs((vote.score or 0.0) - item.score) >= config.min_score_gap}
     if not wrong:
         return "agrees"
+    right = next((vote for vote in valid if vote.score == item.score), None) if config.chosen == "vote" else None
     return [
         PreferencePair(
             id=f"{item.id}/{vote.index}",
             messages=judge_messages(rubric, item.instruction, item.response),
-            chosen=item.judgement,
+            chosen=right.text if right else item.judgement,
             rejected=vote.text,
             chosen_score=item.score,
             rejected_score=vote.score or 0.0,
-            chosen_id=item.id,
+            chosen_id=f"{item.id}/{right.index}" if right else item.id,
             rejected_id=f"{item.id}/{vote.index}",
             kind="judgement",
         )
