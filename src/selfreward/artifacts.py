@@ -65,6 +65,8 @@ R = TypeVar("R")
 RECORD = "record.json"
 PARTS = "parts"
 REJECTS = "rejects"
+WEIGHTS = ".safetensors"
+"""Files of this kind are too large to be hashed at every reuse; loading them finds a cut file."""
 _OPTIMIZER_STATE = re.compile(r"(optimizer|scheduler|rng_state)[^/]*$")
 _STAGE_KEY = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)*")
 
@@ -92,11 +94,14 @@ class Run:
         self.progress = progress
         self.logger = logger
         self.environment: dict[str, Any] = {}
+        self._is_described = False
 
     @classmethod
     def open(cls, config: Config, progress: Progress | None = None) -> "Run":
-        """Create or reopen the folder `<run_dir>/<name>`; writes config.json and environment.json, appends to run.log.
+        """Create or reopen the folder `<run_dir>/<name>`; appends to run.log.
 
+        config.json and environment.json tell what made the folder's artifacts. A new folder gets them at once; in one that
+        has them they change when a stage begins to work, so that reusing stages or meeting a DriftError leaves them alone.
         Raises ConfigError when the folder holds something that is no run (what a run finds unfinished it clears), and
         UsageError when another process works in it.
         """
@@ -105,9 +110,9 @@ class Run:
         environment = describe_environment(config.engine.threads)
         directory.root.mkdir(parents=True, exist_ok=True)
         run = cls(config, directory, progress or NullProgress(), open_log(directory.log))
-        write_json(directory.environment, environment)
-        write_json(directory.config, config)
         run.environment = environment
+        if not directory.config.exists():
+            run._describe()
         run.logger.info("run opened", extra={"data": {"name": config.name, "commit": environment["commit"]}})
         return run
 
@@ -118,6 +123,13 @@ class Run:
         if error is not None:
             self.logger.error("run stopped", extra={"data": {"error": f"{type(error).__name__}: {error}"}})
         self.close()
+
+    def _describe(self) -> None:
+        """Write config.json and environment.json, once."""
+        if not self._is_described:
+            write_json(self.dir.environment, self.environment)
+            write_json(self.dir.config, self.config)
+            self._is_described = True
 
     def close(self) -> None:
         """Close run.log. Closing twice is allowed."""
@@ -137,7 +149,7 @@ class Run:
         `key` is also its folder inside the run (`round-1/pairs`). `sections` holds everything that decides the result
         beside the inputs and `random_seed`: config sections, rubric hashes. `work` writes the files and returns its counts;
         record.json follows last. Raises DriftError when the folder was made with other settings or inputs,
-        CorruptArtifactError when a finished stage lacks files.
+        CorruptArtifactError when a finished stage lacks files, or one that is not weights has changed.
         """
         if not _STAGE_KEY.fullmatch(key):
             raise UsageError(f"stage key {key!r} must be a relative folder of lower-case names, like 'round-1/pairs'")
@@ -153,6 +165,7 @@ class Run:
             _check_finished(artifact, identity, read_json(path / RECORD))
             self.logger.info("stage reused", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
             return artifact
+        self._describe()
         _clear_unfinished(path)
         self.logger.info("stage started", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
         record = self._work(Stage(key, path, self, artifact.fingerprint), work)
@@ -309,6 +322,16 @@ def _check_finished(artifact: Artifact, identity: Mapping[str, Any], record: Any
     if missing:
         raise CorruptArtifactError(
             f"stage {artifact.key!r} is finished but lacks {', '.join(missing)}; delete {artifact.path} to make it again"
+        )
+    changed = [
+        name
+        for name, known in record["outputs"].items()
+        if not name.endswith(WEIGHTS) and hash_file(artifact.path / name) != known
+    ]
+    if changed:
+        raise CorruptArtifactError(
+            f"stage {artifact.key!r} is finished but {', '.join(changed)} changed since; "
+            f"delete {artifact.path} and the stages that build on it to make them again"
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from selfreward.errors import ConfigError, SelfRewardError, UsageError
 
@@ -23,7 +24,23 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+INTERRUPTED = "interrupted; the same command goes on from the last finished part"
+
+
+class InterruptibleGroup(TyperGroup):
+    """Says what Ctrl-C means for a run and exits with 1; Typer alone would end without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            typer.echo(INTERRUPTED, err=True)
+            raise typer.Exit(1) from interrupt
+
+
 app = typer.Typer(
+    cls=InterruptibleGroup,
     help="Self-rewarding language models: a model that gets better by judging its own answers.",
     no_args_is_help=True,
     add_completion=False,
@@ -36,6 +53,10 @@ app.add_typer(lab, name="lab")
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config, for example configs/demo.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")]
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, runs/NAME.")]
+VARIANTS_HELP = (
+    "Comma-separated, besides the main run: plain_judge, random_judge, positives_only (the three run when left out), "
+    "no_nll, no_eft, k1, rounds_6."
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 
 
@@ -125,7 +146,7 @@ def lab_seeds(
     out: Annotated[Path, typer.Option(help="Folder for the runs and summary.json.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated run seeds.")] = "1,2,3,4,5",
     jobs: Annotated[int, typer.Option(help="Seeds run at the same time, one thread each.")] = 2,
-    variants: Annotated[str, typer.Option(help="Comma-separated; docs/log.md names them.")] = "",
+    variants: Annotated[str, typer.Option(help=VARIANTS_HELP)] = "",
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -187,7 +208,7 @@ def _show(root: Path, as_json: bool) -> None:
 
     directory = RunDir(root)
     summary: dict[str, Any] = write_summary(directory)
-    write_report(directory)
+    write_report(directory, summary)
     if as_json:
         typer.echo(json.dumps(summary, indent=1))
         return
@@ -214,7 +235,7 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the last finished part", err=True)
+        typer.echo(INTERRUPTED, err=True)
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the last net: nothing may reach a person as a traceback
         handle, name = tempfile.mkstemp(prefix="selfreward-error-", suffix=".txt")

@@ -23,9 +23,9 @@ SCRIPTED_PREFIX = "scripted:"
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values cannot change after loading."""
+    """Base of all sections: unknown keys are errors, numbers are finite, values cannot change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -153,19 +153,24 @@ class DpoConfig(OptimConfig):
 
 
 class ReplayConfig(Section):
-    """Judge training inside the rounds: judgement pairs from the EFT seed targets and the judge's own wrong votes."""
+    """Judge training inside the rounds, from the EFT seed targets; an option that the paper does not have."""
 
     num_items: int = Field(default=0, ge=0)
-    """EFT training items judged again each round; 0 switches replay off (the paper's recipe)."""
+    """EFT training items used again each round; 0 switches replay off (the paper's recipe)."""
+    method: Literal["sft", "pairs"] = "sft"
+    """`sft`: after DPO, fine-tune on the items' targets. `pairs`: M_t judges the items again, and its right votes over its
+    wrong ones join the round's preference pairs."""
+    learning_rate: float = Field(default=5.5e-6, gt=0)
+    """For `sft`: peak learning rate; the other optimizer settings are those of `sft.*`, with one epoch."""
     num_votes: int = Field(default=3, ge=1)
-    """Votes sampled for each replayed item; a vote whose score differs from the target's becomes the rejected one."""
+    """For `pairs`: votes sampled for each item; a vote whose score differs from the target's becomes the rejected one."""
     max_pairs_per_item: int = Field(default=1, ge=1)
-    """Most judgement pairs made of one replayed item."""
+    """For `pairs`: most judgement pairs made of one item."""
     min_score_gap: float = Field(default=1.0, gt=0)
-    """A vote must differ from the target's score by at least this to be rejected."""
+    """For `pairs`: a vote must differ from the target's score by at least this to be rejected."""
     chosen: Literal["target", "vote"] = "vote"
-    """What is chosen over a wrong vote: the seed target, or the model's own vote with the target's score (the target where
-    there is none)."""
+    """For `pairs`: what is chosen over a wrong vote, the seed target, or the model's own vote with the target's score (the
+    target where there is none)."""
 
 
 class ProposeConfig(Section):
@@ -201,6 +206,14 @@ class ProposeConfig(Section):
         "map", "maps", "draw", "plot", "go to",
     )  # fmt: skip
     """Words for what a text model cannot see or do; a proposal that holds one is rejected."""
+
+    @model_validator(mode="after")
+    def _filters_let_something_pass(self) -> "ProposeConfig":
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words={self.min_words} is above max_words={self.max_words}: no proposal fits; change either")
+        if not all(word.strip() for word in self.banned_words):
+            raise ValueError("banned_words holds an empty text; remove it")
+        return self
 
 
 class SampleConfig(Section):
@@ -247,7 +260,8 @@ class PairConfig(Section):
     min_margin: float = Field(default=0.0, ge=0)
     """The chosen score must exceed the rejected one by more than this."""
     min_pairs: int = Field(default=1, ge=0)
-    """Fewer pairs stop the run; 0 lets a round without pairs pass its model on unchanged."""
+    """Fewer pairs stop the run; 0 lets a round go on with fewer: without any pair, of answers or
+    judgements, it passes its model on unchanged."""
 
 
 class EvalConfig(Section):
@@ -263,6 +277,12 @@ class EvalConfig(Section):
     """For `eval.head_to_head=policy`: a shipped pairwise rubric's name or a file."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamples behind each 95 % interval."""
+
+    @model_validator(mode="after")
+    def _oracle_is_there(self) -> "EvalConfig":
+        if self.head_to_head == "oracle" and not self.oracle:
+            raise ValueError("eval.head_to_head=oracle compares oracle scores; set eval.oracle=true, or another head_to_head")
+        return self
 
 
 class Config(Section):
@@ -293,14 +313,17 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "Config":
-        if self.seed.source != "lab" and (self.eval.oracle or self.eval.head_to_head == "oracle"):
-            raise ValueError(
-                f"eval.oracle and eval.head_to_head=oracle need seed.source=lab, got seed.source={self.seed.source}"
-            )
+        if self.seed.source != "lab" and self.eval.oracle:
+            raise ValueError(f"eval.oracle needs seed.source=lab, got seed.source={self.seed.source}; set eval.oracle=false")
         if self.seed.source != "lab" and not self.seed.path:
             raise ValueError(f"seed.source={self.seed.source} needs seed.path")
         if self.engine.name == "scripted" and not self.engine.script:
             raise ValueError("engine.name=scripted needs engine.script")
+        if self.judge.min_votes > self.eval.num_votes:
+            raise ValueError(
+                f"eval.num_votes={self.eval.num_votes} is below judge.min_votes={self.judge.min_votes}: no held-out response "
+                "could get a score; raise eval.num_votes or lower judge.min_votes"
+            )
         if self.mode == "no-eft" and self.replay.num_items:
             raise ValueError("replay.num_items needs EFT data, but mode=no-eft has none; set replay.num_items=0")
         return self

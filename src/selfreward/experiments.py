@@ -6,9 +6,11 @@ nothing else. A difference is M_last - M1; intervals are Student's t over seeds.
 """
 
 import io
+import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from selfreward.artifacts import Run, RunDir, write_json
+from selfreward.artifacts import Run, RunDir, to_plain, write_json
 from selfreward.config import load_config
 from selfreward.errors import UsageError
 from selfreward.pipeline import run_pipeline
@@ -94,62 +96,70 @@ def run_seeds(
     """
     names = tuple(variants or DEFAULT_VARIANTS)
     unknown = [name for name in names if name not in VARIANTS]
-    if unknown or jobs < 1:
-        raise UsageError(
-            f"unknown variants {unknown}; known: {', '.join(VARIANTS)}" if unknown else f"--jobs {jobs} is below 1"
-        )
+    if unknown:
+        raise UsageError(f"--variants: unknown variants {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs} is below 1")
     names = (MAIN, *(name for name in names if name != MAIN))
-    results: dict[int, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {str(seed): {} for seed in seeds}
     # Spawned, not forked: torch's thread pools do not survive a fork.
     with (
-        ProcessPoolExecutor(max_workers=min(jobs, len(seeds)), mp_context=get_context("spawn")) as pool,
-        RichProgress().task("seeds", len(seeds)) as advance,
+        ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as pool,
+        RichProgress().task("runs", len(seeds) * len(names)) as advance,
     ):
-        futures = {pool.submit(_run_seed, seed, names, out, config_file, tuple(overrides)): seed for seed in seeds}
-        for future in as_completed(futures):
-            results[futures[future]] = future.result()
-            advance(1)
-    summary = summarise({str(seed): results[seed] for seed in seeds}, names)
+        setting = (out, config_file, tuple(overrides))
+        waiting = {pool.submit(_run_variant, seed, MAIN, *setting): (seed, MAIN) for seed in seeds}
+        while waiting:
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                seed, name = waiting.pop(future)
+                results[str(seed)][name] = future.result()
+                advance(1)
+                if name == MAIN:  # the others copy stages from it
+                    more = {pool.submit(_run_variant, seed, other, *setting): (seed, other) for other in names[1:]}
+                    waiting |= more
+    summary: dict[str, Any] = to_plain_tree(summarise(results, names))
     write_json(out / "summary.json", summary)
     return summary
 
 
-def _run_seed(
-    seed: int, names: Sequence[str], out: Path, config_file: Path, overrides: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """All variants of one seed, in this process, on one thread."""
-    summaries: dict[str, dict[str, Any]] = {}
-    for name in names:
-        variant = VARIANTS[name]
-        # The demo's short evaluation sets grow to the whole held-out sets; who gives overrides has the last word.
-        settings = [
-            "seed.num_heldout_prompts=1000",
-            "seed.num_heldout_ranked=400",
-            "engine.threads=1",
-            *overrides,
-            *variant.overrides,
-            f"random_seed={seed}",
-            f"name={name}",
-            f"run_dir='{out / f'seed-{seed}'}'",
-        ]
-        config = load_config(config_file, settings)
-        root = Path(config.run_dir) / config.name
-        _copy_shared(root.parent / MAIN, root, variant.shared)
-        with Run.open(config) as run:
-            run_pipeline(run)
-        directory = RunDir(root)
-        summaries[name] = write_summary(directory)
-        write_report(directory)
-    return summaries
+def to_plain_tree(value: Any) -> Any:
+    """Estimates and mappings as JSON would read them back."""
+    return json.loads(json.dumps(value, default=to_plain))
+
+
+def _run_variant(seed: int, name: str, out: Path, config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """One variant of one seed, in this process, on one thread; returns its summary."""
+    variant = VARIANTS[name]
+    # The demo's short evaluation sets grow to the whole held-out sets; who gives overrides has the last word.
+    settings = [
+        "seed.num_heldout_prompts=1000",
+        "seed.num_heldout_ranked=400",
+        "engine.threads=1",
+        *overrides,
+        *variant.overrides,
+        f"random_seed={seed}",
+        f"name={name}",
+        f"run_dir='{out / f'seed-{seed}'}'",
+    ]
+    config = load_config(config_file, settings)
+    root = Path(config.run_dir) / config.name
+    _copy_shared(root.parent / MAIN, root, variant.shared)
+    with Run.open(config) as run:
+        run_pipeline(run)
+    summary: dict[str, Any] = write_summary(RunDir(root))
+    write_report(RunDir(root))
+    print(f"seed {seed}: {name} done, {summary['seconds']:.0f} s of stages", file=sys.stderr, flush=True)
+    return summary
 
 
 def _copy_shared(source: Path, target: Path, keys: Sequence[str]) -> None:
     """Copy finished stages that are missing in the target; their fingerprints are checked when the run reaches them."""
     for key in keys:
         if (source / key / "record.json").is_file() and not (target / key / "record.json").is_file():
-            shutil.copytree(source / key, target / key, dirs_exist_ok=True)
-    if keys and not (target / "environment.json").is_file():
-        shutil.copy(source / "environment.json", target / "environment.json")
+            # The record goes last: without it the stage does not count as done.
+            shutil.copytree(source / key, target / key, dirs_exist_ok=True, ignore=shutil.ignore_patterns("record.json"))
+            for record in sorted((source / key).rglob("record.json"), key=lambda path: -len(path.parts)):
+                shutil.copy(record, target / key / record.relative_to(source / key))
 
 
 def summarise(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -222,7 +232,20 @@ def seeds_table(summary: Mapping[str, Any], width: int) -> str:
             changes.add_row(name, metric, _number(estimate.value), _interval(estimate), " ".join(map(_number, each)))
         changes.add_section()
     console.print(changes)
+    console.print(_against_table(summary))
     return console.export_text()
+
+
+def _against_table(summary: Mapping[str, Any]) -> Table:
+    table = Table(title="main run minus variant, last models", title_justify="left")
+    for heading in ("variant", "metric", "mean", "interval"):
+        table.add_column(heading)
+    for name, metrics in summary["main_minus_variant"].items():
+        for metric in ("oracle_mean", "greedy_oracle_mean", "judge_pairwise"):
+            estimate = _as_estimate(metrics[metric])
+            table.add_row(name, metric, _number(estimate.value), _interval(estimate))
+        table.add_section()
+    return table
 
 
 def _levels_table(summary: Mapping[str, Any], name: str) -> Table:

@@ -5,6 +5,7 @@ name and never a number. Only what the judge generated is read, never the prompt
 grade itself.
 """
 
+import re
 from collections.abc import Sequence
 from math import fsum
 from typing import Literal
@@ -14,6 +15,9 @@ from selfreward.rubrics import Rubric, to_number
 from selfreward.types import Generation, Judgement, Message, Vote, VoteFailure
 
 Verdict = Literal["A", "B", "tie"]
+
+_UNFINISHED = re.compile(r"[ \t.,/+*~\-\u2013\u2014]*")
+"""What may stand between a number and the rest of what it was to become."""
 
 
 def judge_messages(rubric: Rubric, instruction: str, response: str) -> tuple[Message, ...]:
@@ -38,12 +42,13 @@ def parse_vote(rubric: Rubric, generation: Generation, index: int) -> Vote:
 
     The rule, with the default pattern: the last `Score:` of the reply counts, read from the same line. Markdown marks,
     brackets and prose around the number do not matter: `**Score:** 4`, `Score: [4]`, `Score (0-5): 4`, `score: 4/5 points`,
-    `Score: 4.5`, `Score: 4,5`, `Score: 1 + 1 + 1 = 3`. A range (`3-4`), a percentage, a word (`four`) is no score, and
-    no earlier `Score:` stands in for it.
+    `Score: 4.5`, `Score: 4,5`, `Score: 1 + 1 + 1 = 3`. A range (`3-4`, `3~4`), several numbers (`4, 5`, `4 and 5`), other
+    sums (`2*2 = 4`), a percentage, a word (`four`) is no score, and no earlier `Score:` stands in for it.
 
     The failures: `too_long` (the judge prompt did not fit the context), `empty` (blank reply), `truncated` (the token
-    limit cut the reply before a score, or right behind one: 4 may have become 4.5), `no_score`, `out_of_range` (outside
-    the rubric's scale, or out of another top: `4/10`). Raises EngineError for an engine failure that says nothing
+    limit cut the reply before a score, or right behind one with nothing but blanks or marks after it: `4.` may have
+    become 4.5, `4 /` a 4/10), `no_score`, `out_of_range` (outside the rubric's scale, or out of another top: `4/10`,
+    `4 points out of 10`). Raises EngineError for an engine failure that says nothing
     about the reply.
     """
     _check_engine(generation)
@@ -85,8 +90,8 @@ def _check_engine(generation: Generation) -> None:
 
 
 def _is_cut(generation: Generation, end: int) -> bool:
-    """Whether the token limit ended the reply at this place, so that what stands before it may be half of something."""
-    return generation.finish_reason == "length" and end == len(generation.text)
+    """Whether the token limit ended the reply right behind this place, so that what stands before may be half of something."""
+    return generation.finish_reason == "length" and _UNFINISHED.fullmatch(generation.text, end) is not None
 
 
 def _read_score(rubric: Rubric, generation: Generation) -> tuple[float | None, VoteFailure | None]:

@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     "propose": {"num_prompts": 5, "max_attempts": 40},
     "sample": {"max_tokens": 16},
     "judge": {"num_votes": 2, "max_tokens": 32},
-    "replay": {"num_items": 3},
+    "replay": {"num_items": 3, "method": "pairs"},
     "dpo": {"learning_rate": 1e-3, "final_learning_rate": 0.0, "batch_size": 4, "micro_batch_size": 4, "max_length": 1024},
     "eval": {"num_votes": 1, "bootstrap_samples": 100},
 }

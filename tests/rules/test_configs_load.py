@@ -3,7 +3,7 @@
 import pytest
 from source_tree import ROOT
 
-from selfreward.config import load_config
+from selfreward.config import ProposeConfig, load_config
 from selfreward.rubrics import load_rubric
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -37,5 +37,7 @@ def test_paper_config_is_the_papers_recipe():
     propose = config.propose
     assert (propose.num_seed_shots, propose.num_generated_shots, propose.temperature, propose.top_p) == (6, 2, 0.6, 0.9)
     assert (propose.max_rouge_l, propose.min_words, propose.max_words) == (0.7, 4, 150)
+    assert propose.banned_words == ProposeConfig().banned_words
+    assert "banned_words" in propose.model_fields_set, "a value of the recipe stands in the file, not in a default"
     assert config.pair.min_margin == 0
     assert config.replay.num_items == 0, "judge training inside rounds is not the paper's"

@@ -81,14 +81,18 @@ def write_training(folder, roles, losses=(2.0, 1.5, 1.25), dpo=False):
     write_record(folder, num_in=10, num_out=10, roles=roles, notes={"trained": True, "num_steps": len(losses)})
 
 
-def write_evals(run_dir, name, measures, *, outputs=(), failed_votes=None, head_to_head=None, extra=None):
-    """An evaluation with these measures; its figures are estimated as the evaluation stage does."""
+def write_evals(run_dir, name, measures, *, outputs=(), votes=None, head_to_head=None, extra=None):
+    """An evaluation with these measures, its figures estimated as the evaluation stage does.
+
+    `votes`: ranked set -> one list of scores or failure names for each of its responses.
+    """
     folder = run_dir.evals(name)
     figures = {key: asdict(value) for key, value in estimate_all(measures, lambda figure: hash_text(figure), 500).items()}
     write_rows(folder / "measures.parquet", measures, Measure)
     write_rows(folder / "outputs.parquet", list(outputs), EvalOutput)
-    judge = {"rubric": "lab_additive", "rubric_hash": "0" * 16, "scale": [0, 5], "sets": 3, "responses": 9, "unscored": 0}
-    judge |= {"votes": 27, "failed_votes": failed_votes or {}}
+    responses = [(f"{key}/{index}", scores) for key, items in (votes or {}).items() for index, scores in enumerate(items)]
+    write_rows(folder / "votes.parquet", [judgement_of(*response) for response in responses], Judgement)
+    judge = {"rubric": "lab_additive", "rubric_hash": "0" * 16, "scale": [0, 5], "sets": len(votes or {})}
     document = {
         "model": name,
         "figures": figures | (extra or {}),
@@ -115,6 +119,13 @@ def vote(index, score, failure=None, text=None):
     return Vote(index, text, score, failure, 12, "length" if failure == "truncated" else "stop")
 
 
+def judgement_of(response_id, scores):
+    """`scores`: numbers, or names of failures."""
+    votes = tuple(vote(i, s) if not isinstance(s, str) else vote(i, None, s) for i, s in enumerate(scores))
+    valid = [one.score for one in votes if one.score is not None]
+    return Judgement(response_id, votes, sum(valid) / len(valid) if valid else None)
+
+
 def write_round(run_dir, t, prompts, *, judge=None, prompt_drops=None):
     """`prompts`: prompt text -> candidates [(text, [score or failure name, ...])]; pairs are max over min."""
     items = [Prompt(f"r{t}-p{index}", text, "self_instruct") for index, text in enumerate(prompts)]
@@ -123,9 +134,7 @@ def write_round(run_dir, t, prompts, *, judge=None, prompt_drops=None):
         scored = []
         for index, (text, scores) in enumerate(candidates):
             completion = Completion(f"{item.id}/{index}", item.id, item.text, index, text, len(text.split()), "stop")
-            votes = tuple(vote(i, s) if not isinstance(s, str) else vote(i, None, s) for i, s in enumerate(scores))
-            valid = [one.score for one in votes if one.score is not None]
-            judgement = Judgement(completion.id, votes, sum(valid) / len(valid) if valid else None)
+            judgement = judgement_of(completion.id, scores)
             completions.append(completion)
             judgements.append(judgement)
             if judgement.score is not None:

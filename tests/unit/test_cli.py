@@ -93,6 +93,19 @@ def test_lab_data_writes_seed_files(tmp_path: Path) -> None:
     assert names == ["eft.jsonl", "heldout_prompts.jsonl", "heldout_ranked.jsonl", "ift.jsonl"]
 
 
+def test_ctrl_c_says_how_to_go_on() -> None:
+    script = (
+        "import os, signal, sys, time, selfreward.cli as cli, selfreward.config as config\n"
+        "def slow(*args):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
+        "config.load_config = slow\n"
+        "sys.argv = ['selfreward', 'check', 'configs/demo.yaml']\n"
+        "cli.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=50)
+    assert result.returncode == 1
+    assert result.stderr.strip() == "interrupted; the same command goes on from the last finished part"
+
+
 def test_unexpected_error_is_kept_in_a_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from selfreward import cli
 

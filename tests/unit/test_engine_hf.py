@@ -4,7 +4,8 @@ import gc
 import random
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,23 @@ def generated_by_hf(engine: HfEngine, prompt: Any, max_tokens: int) -> list[int]
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=max_tokens,
-        eos_token_id=sorted(stop_token_ids(engine.tokenizer)),
+        eos_token_id=sorted({*stop_token_ids(engine.tokenizer), *engine.tokenizer.all_special_ids}),
         pad_token_id=engine.tokenizer.pad_token_id,
     )
     return output[0, ids.shape[1] :].tolist()
+
+
+@contextmanager
+def watched(model: Any) -> Iterator[list[tuple[int, int]]]:
+    """The shape (rows, tokens) of every forward pass made inside."""
+    shapes: list[tuple[int, int]] = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        yield shapes
+    finally:
+        handle.remove()
 
 
 def text_of(engine: HfEngine, ids: Sequence[int]) -> str:
@@ -102,7 +116,7 @@ def test_greedy_replies_equal_those_of_generate(kind: str, tiny_tokenizer: Any) 
         assert reply.text == text_of(engine, expected), f"prompt {index}"
         assert reply.num_tokens == len(expected)
         assert reply.num_prompt_tokens == len(encode_prompt(tiny_tokenizer, prompt))
-        has_ended = expected[-1] in stop_token_ids(tiny_tokenizer)
+        has_ended = expected[-1] in tiny_tokenizer.all_special_ids
         assert reply.finish_reason == ("stop" if has_ended else "length")
         lengths.add(len(encode_prompt(tiny_tokenizer, prompt)))
     assert len(lengths) > 3, "the prompts should be ragged"
@@ -201,44 +215,26 @@ def test_a_request_does_not_depend_on_its_neighbours(engine: HfEngine, batch_siz
     assert answers(HfEngine(engine.model, engine.tokenizer, batch_size), shuffled) == together
 
 
-def test_greedy_and_sampled_requests_mix(engine: HfEngine) -> None:
-    prompt = ragged_prompts(1)[0]
-    replies = answers(engine, [Request("g", prompt, GREEDY, 1), Request("s", prompt, Sampling(24, 1.0, 1.0), 1)])
-    assert replies["g"].text == text_of(engine, generated_by_hf(engine, prompt, 24)) != replies["s"].text
-
-
 # --- sharing, ends, limits ------------------------------------------------------------------------------------------
 
 
 def test_equal_prompts_are_prefilled_once(engine: HfEngine) -> None:
-    passes: list[tuple[int, ...]] = []
-    handle = engine.model.register_forward_pre_hook(
-        lambda module, args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
     prompts = [chat("name three towns"), chat("name three days")]
     requests = [Request(f"{i}/{n}", p, Sampling(4, 1.0, 1.0), n) for n in range(8) for i, p in enumerate(prompts)]
-    try:
+    with watched(engine.model) as passes:
         answers(engine, requests)
-    finally:
-        handle.remove()
     assert passes[0] == (2, max(len(encode_prompt(engine.tokenizer, prompt)) for prompt in prompts))
-    assert all(width == 1 for _, width in passes[1:])
     assert passes[1][0] <= 16
+    assert all(width == 1 for _, width in passes[1:])
     assert len(passes) <= 4, "the last token of a reply needs no pass of its own"
 
 
-def test_a_batch_holds_no_more_replies_than_asked(tiny_tokenizer: Any, engine: HfEngine) -> None:
-    rows: list[int] = []
-    handle = engine.model.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape[0]), with_kwargs=True
-    )
-    small = HfEngine(engine.model, tiny_tokenizer, batch_size=4)
+def test_a_batch_holds_no_more_replies_than_asked(engine: HfEngine) -> None:
+    small = HfEngine(engine.model, engine.tokenizer, batch_size=4)
     requests = [Request(f"{i}/{n}", p, GREEDY, n) for i, p in enumerate(ragged_prompts(3)) for n in range(10)]
-    try:
+    with watched(engine.model) as passes:
         replies = answers(small, requests)
-    finally:
-        handle.remove()
-    assert max(rows) == 4
+    assert max(rows for rows, _ in passes) == 4
     for index in range(3):
         assert len({replies[f"{index}/{n}"].text for n in range(10)}) == 1
 
@@ -272,8 +268,6 @@ def test_an_end_token_ends_a_reply_and_is_not_in_its_text(tiny_tokenizer: Any) -
         model.lm_head.weight.zero_()
     # All logits are equal, so the first token of the vocabulary is the most likely one: make that one the end token.
     engine = HfEngine(model, tiny_tokenizer, batch_size=4)
-    first = answers(engine, [Request("a", chat("x"), Sampling(5, 0), 0)])["a"]
-    assert (first.text, first.num_tokens, first.finish_reason) == ("", 5, "length"), "a padding token is no end token"
     engine._reader.stop_ids = frozenset({0})
     ended = answers(engine, [Request("a", chat("x"), Sampling(5, 0), 0)])["a"]
     assert (ended.text, ended.num_tokens, ended.finish_reason) == ("", 1, "stop")
@@ -346,6 +340,34 @@ def test_open_engine_serves_a_model_folder(tiny_model_dir: Path, make_config: Ca
         replies = engine.generate([request])
         assert next(replies).text == text_of(engine, generated_by_hf(engine, request.prompt, 24))
         assert not torch.is_inference_mode_enabled()
+
+
+def test_the_folder_asked_for_answers_with_the_settings_given(
+    tiny_model_dir: Path, tiny_tokenizer: Any, make_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    other = tiny_model("qwen2", tiny_tokenizer)
+    other.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    config = make_config(model={"path": str(tiny_model_dir), "dtype": "bfloat16"}, engine={"batch_size": 3})
+    with open_engine(str(tmp_path), config) as engine:
+        assert isinstance(engine, HfEngine)
+        assert torch.equal(engine.model.lm_head.weight, other.lm_head.weight.bfloat16())
+        with watched(engine.model) as passes:
+            answers(engine, [Request(str(i), p, Sampling(5, 1.0, 0.9), i) for i, p in enumerate(ragged_prompts(7))])
+    assert max(rows for rows, _ in passes) == 3
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_greedy_replies(tiny_model_dir: Path, make_config: Callable[..., Any]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    requests = [Request(str(i), prompt, GREEDY, seed=i) for i, prompt in enumerate(ragged_prompts(8))]
+    sampled = [Request(f"s{i}", prompt, Sampling(24, 0.7, 0.9), seed=i) for i, prompt in enumerate(ragged_prompts(8))]
+    with open_engine(str(tiny_model_dir), make_config()) as engine:
+        on_cpu = answers(engine, requests)
+    with open_engine(str(tiny_model_dir), make_config(engine={"device": "cuda"})) as engine:
+        assert answers(engine, requests) == on_cpu
+        assert len(answers(engine, sampled)) == len(sampled)
 
 
 def test_closing_frees_the_model(tiny_tokenizer: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from selfreward.artifacts import Artifact, Run, read_json, read_rows, write_rows
 from selfreward.config import parse_config
-from selfreward.errors import ConfigError, EngineError
+from selfreward.errors import EngineError
 from selfreward.evals.evaluate import evaluate
 from selfreward.evals.head_to_head import Comparison
 from selfreward.types import (
@@ -173,6 +173,8 @@ def test_the_round_that_made_a_model_is_measured(bench):
         Completion(f"x/{index}", "x", prompt, index, text, 3, "stop")
         for index, text in enumerate(("red kiwi fox", "fox kiwi red", "saw"))
     ]
+    completions.append(Completion("y/0", "y", prompt, 0, "red kiwi fox", 3, "stop"))
+    completions.append(Completion("n/0", "n", "what is love", 0, "a", 1, "stop"))
     pairs = [
         PreferencePair("x", (Message("user", prompt),), "red kiwi fox", "saw", 5, 1, "x/0", "x/2"),
         PreferencePair("y", (Message("user", prompt),), "saw", "fox kiwi red", 5, 1, "y/0", "y/1"),
@@ -186,10 +188,15 @@ def test_the_round_that_made_a_model_is_measured(bench):
         artifact = evaluate(run, "m2", bench.model("m2"), bench.seed, None)
     assert artifact.key == "round-1/evals"
     figures = _figures(artifact)
-    assert figures["round_oracle_mean"]["value"] == pytest.approx((5 + 3 + 0) / 3)
+    # The candidates of one prompt are one draw: two prompts, weighted by their candidates.
+    assert figures["round_oracle_mean"]["value"] == pytest.approx((5 + 3 + 0 + 5) / 4)
+    assert figures["round_oracle_mean"]["n"] == 2
     assert (figures["pairs_truly_better"]["value"], figures["pairs_truly_better"]["n"]) == (pytest.approx(1 / 3), 3)
     assert figures["pairs_truly_worse"]["value"] == pytest.approx(1 / 3)
     measures = read_rows(artifact.path / "measures.parquet", Measure)
+    single = {row.unit: row.value for row in measures if row.figure == "candidate_oracle"}
+    assert single == {"x/0": 5, "x/1": 3, "x/2": 0, "y/0": 5}
+    assert "candidate_oracle" not in figures
     assert {(row.unit, row.value) for row in measures if row.figure == "pairs_truly_better"} == {("x", 1), ("y", 0), ("z", 0)}
 
 
@@ -229,14 +236,6 @@ def test_reuse_and_repeat(bench, tmp_path):
         (first.path / "record.json").unlink()
         again = evaluate(run, "m1", bench.model("m1"), bench.seed, None)
     assert {file.name: file.read_bytes() for file in again.path.glob("*.parquet")} == before
-
-
-def test_too_few_votes_for_the_judge_are_refused_before_anything_runs(bench):
-    with bench.open(RIGHT) as run:
-        judge = run.config.judge.model_copy(update={"min_votes": 3})
-        run.config = run.config.model_copy(update={"judge": judge})
-        with pytest.raises(ConfigError, match=r"eval\.num_votes=2"):
-            evaluate(run, "m1", bench.model("m1"), bench.seed, None)
 
 
 def test_a_missing_reply_is_an_error_not_a_gap(bench):

@@ -1,11 +1,12 @@
 """Seeds and variants: parsing, the arithmetic over seeds, the printed table."""
 
+import json
 import math
 
 import pytest
 
 from selfreward.errors import UsageError
-from selfreward.experiments import METRICS, VARIANTS, over_seeds, parse_seeds, seeds_table, summarise
+from selfreward.experiments import METRICS, VARIANTS, over_seeds, parse_seeds, seeds_table, summarise, to_plain_tree
 
 
 def run_summary(m1: float, m3: float) -> dict:
@@ -56,7 +57,8 @@ def test_summary_takes_differences_within_seeds() -> None:
     assert summary["controls"]["positives_only"]["oracle_mean"].value == pytest.approx(0.5)
     assert summary["controls"]["random_judge"]["oracle_mean"].value == pytest.approx(-0.05)
     assert summary["main_minus_variant"]["positives_only"]["oracle_mean"].value == pytest.approx(0.0)
-    text = seeds_table(summary, 80)
+    json.dumps(to_plain_tree(summary))
+    text = seeds_table(to_plain_tree(summary), 80)
     assert "self_rewarding" in text
     assert "0.500" in text
     assert max(map(len, text.splitlines())) <= 80

@@ -47,6 +47,12 @@ def read(text, finish_reason="stop"):
         ("Score: 4.25", 4.25),
         ("Score: 4. It covers all.\nI hope this helps!", 4),
         ("Score: 4 - a good answer", 4),
+        ("Score: 4, and that is generous", 4),
+        ("Score: 4 and no more", 4),
+        ("Score: 4 \u2014 it covers all", 4),
+        ("Score: 4 points out of 5", 4),
+        ("Score: 4 of 5", 4),
+        ("Score: 4 points. 2 errors remain", 4),
         ("Score: 1 + 1 + 1 + 0 + 0 = 3", 3),
         ("Score\uff1a 4", 4),
     ],
@@ -68,6 +74,17 @@ def test_scores_as_models_write_them(text, expected):
         ("Score: 3 to 4", "no_score"),
         ("Score: 3 or 4", "no_score"),
         ("Score: 3 + 1", "no_score"),
+        ("Score: 3 \u2013 4", "no_score"),
+        ("Score: 3 \u2014 4", "no_score"),
+        ("Score: **3** - **4**", "no_score"),
+        ("Score: 3~4", "no_score"),
+        ("Score: 3...4", "no_score"),
+        ("Score: 4 and 5", "no_score"),
+        ("Score: 4, 5", "no_score"),
+        ("Score: 0|1|2|3|4|5", "no_score"),
+        ("Score: 2*2 = 4", "no_score"),
+        ("Score: 2 x 2 = 4", "no_score"),
+        ("Score: 2 \u00d7 2 = 4", "no_score"),
         ("Score: 45%", "no_score"),
         ("Score: 1,000", "no_score"),
         ("Underscore: 3", "no_score"),
@@ -79,6 +96,10 @@ def test_scores_as_models_write_them(text, expected):
         ("Score: \u22121", "out_of_range"),
         ("Score: 4/10", "out_of_range"),
         ("Score: 4 out of 100", "out_of_range"),
+        ("Score: 4 points out of 10", "out_of_range"),
+        ("Score: 4 points (out of 10)", "out_of_range"),
+        ("Score: **4** points / 10", "out_of_range"),
+        ("Score: 4 of 10", "out_of_range"),
     ],
 )
 def test_failures_are_named(text, expected):
@@ -109,6 +130,16 @@ def test_a_response_cannot_grade_itself():
         ("Score: ", "truncated"),
         ("Score: 4", "truncated"),
         ("Score: fo", "truncated"),
+        ("Score: 4.", "truncated"),
+        ("Score: 4,", "truncated"),
+        ("Score: 4 /", "truncated"),
+        ("Score: 3 + ", "truncated"),
+        ("Score: 2 *", "truncated"),
+        ("Score: 3~", "truncated"),
+        ("Score: 3 -", "truncated"),
+        ("Score: 3 \u2013 ", "truncated"),
+        ("Score: 3 \u2014", "truncated"),
+        ("Score: 4/5", "truncated"),
         ("Score: 4\n", 4),
         ("Score: 4. And then a long tail that the limit", 4),
         ("Score: 9. And then a long tail that the limit", "out_of_range"),
@@ -195,6 +226,7 @@ def test_verdicts(text, expected):
 
 def test_cut_verdicts_and_over_long_prompts_are_missing():
     assert parse_verdict(PAIRWISE, reply("Verdict: A", "length")) is None
+    assert parse_verdict(PAIRWISE, reply("Verdict: A /", "length")) is None
     assert parse_verdict(PAIRWISE, reply("Verdict: A\n", "length")) == "A"
     assert parse_verdict(PAIRWISE, reply("", "error", "too_long")) is None
 

@@ -9,8 +9,12 @@ import pytest
 from report_run import config_of, measures_of, write_evals, write_round, write_start
 
 from selfreward.artifacts import write_json
+from selfreward.report.examples import pick_examples
 from selfreward.report.html import render_report, write_report
 from selfreward.report.page import duration
+from selfreward.report.reading import read_config
+from selfreward.report.summary import build_summary
+from selfreward.types import Measure
 
 HOSTILE = '</pre></script><script>alert(1)</script><img src=x onerror="alert(2)"> {{ 7 * 7 }} <!-- \'"'
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -57,7 +61,7 @@ def _run(root, rounds=ROUNDS, **settings):
     contest = {"judge": "oracle", "opponent": "sft", "wins": 2}
     figures = {"oracle_mean": [1, 2, 3, 2], "judge_pairwise": [(1, 3), (0, 1), (0.5, 2)], "mean_length": [10, 20, 30, 20]}
     rates = {"win_rate": [1, 1, 0, 0], "tie_rate_head_to_head": [0, 0, 1, 0], "lose_rate": [0, 0, 0, 1]}
-    write_evals(directory, "sft", measures_of(**figures, judge_scored=[(1, 3)]), failed_votes={"no_score": 7})
+    write_evals(directory, "sft", measures_of(**figures, judge_scored=[(1, 3)]), votes={"s0": [["no_score", 4], ["no_score"]]})
     write_evals(directory, "m1", measures_of(**figures, **rates), head_to_head=contest)
     for t, prompts in enumerate(rounds, start=1):
         write_round(directory, t, prompts, prompt_drops={"rouge_l": 4})
@@ -86,7 +90,9 @@ def test_self_contained(page):
         assert tag not in {"link", "iframe", "object", "embed", "img", "form", "base"}
         assert "src" not in attrs
         assert attrs.get("href", "#").startswith("#")
-    assert page.text.isascii() or "charset" in page.text
+    assert not [tag for tag, attrs in page.elements if tag == "script" and attrs]
+    first = page.text.encode("utf-8")[:1024]
+    assert b'<meta charset="utf-8">' in first, "browsers look for the encoding in the first 1024 bytes only"
 
 
 def test_only_the_pages_own_script_may_run(page):
@@ -114,7 +120,7 @@ def test_hostile_text_stays_text(tmp_path):
 
 def test_all_parts_are_there(page):
     ids = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
-    assert {"result", "curves", "figures", "rounds", "examples", "training", "provenance", "settings"} <= ids
+    assert {"result", "curves", "figures", "votes", "rounds", "examples", "training", "provenance", "settings"} <= ids
     links = {attrs["href"][1:] for tag, attrs in page.elements if tag == "a"}
     assert links <= ids
     for title in (
@@ -150,7 +156,41 @@ def test_five_examples_with_votes_and_pairs(page):
 
 
 def test_examples_follow_the_seed_and_nothing_else(directory):
+    def picks(seed):
+        config = read_config(directory).model_copy(update={"random_seed": seed})
+        return [example["id"] for example in pick_examples(directory, config, 2)]
+
+    assert picks(3) == picks(3)
+    assert len({tuple(picks(seed)) for seed in range(8)}) > 1
     assert render_report(directory) == render_report(directory)
+
+
+def test_examples_show_the_candidates_true_scores(tmp_path):
+    directory = _run(tmp_path / "true", [ROUNDS[0]])
+    truth = [Measure("candidate_oracle", f"r1-p{index}/{place}", 2.5, 1.0) for index in range(9) for place in range(3)]
+    write_evals(directory, "m2", truth)
+    examples = pick_examples(directory, read_config(directory), 1)
+    assert {candidate["oracle"] for example in examples for candidate in example["candidates"]} == {2.5}
+
+
+def test_a_summary_at_hand_is_not_built_again(directory):
+    summary = build_summary(directory)
+    assert render_report(directory, summary) == render_report(directory)
+    write_report(directory, summary | {"name": "the one at hand"})
+    assert "<h1>the one at hand</h1>" in directory.report.read_text(encoding="utf-8")
+
+
+def test_held_out_failures_show_without_any_round(tmp_path):
+    directory = write_start(tmp_path / "none", config_of(tmp_path / "none", num_rounds=0))
+    for name in ("sft", "m1"):
+        write_evals(directory, name, measures_of(oracle_mean=[1, 2]), votes={"s0": [[4, "truncated"]]})
+    page = Page(render_report(directory))
+    assert page.open == []
+    ids = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
+    assert "rounds" not in ids
+    assert "votes" in ids
+    assert "cut by the token limit" in page.shown
+    assert "1 votes with a score" in page.shown
 
 
 def test_file_is_written_whole(directory):

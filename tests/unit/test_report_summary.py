@@ -7,20 +7,31 @@ import sys
 import pytest
 from report_run import config_of, measures_of, write_evals, write_record, write_round, write_start
 
-from selfreward.artifacts import read_json
+from selfreward.artifacts import read_json, write_json
 from selfreward.errors import CorruptArtifactError
+from selfreward.report.html import render_report
 from selfreward.report.status import render_status, run_status
 from selfreward.report.summary import MODEL_FIGURES, ROUND_FIGURES, build_summary, write_summary
 from selfreward.report.table import render_table
 from selfreward.report.verdict import RULE, find_warnings, judge_run
 from selfreward.statistics import wilson
+from selfreward.types import Measure
+
+NO_VALUE = {"value": None, "low": None, "high": None, "n": 0}
 
 ROUND_1 = {
     "p one": [("a", [5, 5]), ("b", [2, 3])],
     "p two": [("a", [4, 4]), ("b", [4, "no_score"])],
     "p three": [("a", ["truncated", "no_score"]), ("b", [1, 1])],
 }
+TRUTH_1 = {"r1-p0/0": 5, "r1-p0/1": 2, "r1-p1/0": 4, "r1-p1/1": 4, "r1-p2/0": 1, "r1-p2/1": 1}
+TRUTH_2 = {"r2-p0/0": 4, "r2-p0/1": 4, "r2-p1/0": 3, "r2-p1/1": 4}
+HELDOUT_VOTES = {"s0": [[1, 2], [3, 3]], "s1": [[4, 3], [0, 1], [1, 1]]}
 ROUND_2 = {"q one": [("a", [5, 5]), ("b", [5, 4])], "q two": [("a", [5, 5]), ("b", [5, 5])]}
+
+
+def true_scores(scores):
+    return [Measure("candidate_oracle", unit, float(score), 1.0) for unit, score in scores.items()]
 
 
 @pytest.fixture
@@ -28,15 +39,20 @@ def run_dir(tmp_path):
     """Two rounds, oracle figures by hand: M1 mean 2, M3 mean 4 on the same four prompts."""
     config = config_of(tmp_path / "tiny", num_rounds=2)
     directory = write_start(tmp_path / "tiny", config)
-    write_evals(directory, "sft", measures_of(oracle_mean=[1, 2, 1, 2], judge_pairwise=[(0.5, 3), (0.5, 1)]))
+    sft = measures_of(oracle_mean=[1, 2, 1, 2], judge_pairwise=[(0.5, 3), (0.5, 1)])
+    write_evals(directory, "sft", sft, votes={"s0": [["no_score", 2], ["truncated", "no_score"]], "s1": [[3, 4]]})
     m1 = {"oracle_mean": [2, 3, 1, 2], "oracle_exact": [0, 0, 0, 0], "mean_length": [10, 20, 30, 40]}
-    write_evals(directory, "m1", measures_of(**m1, judge_pairwise=[(1, 3), (0, 1)]))
+    write_evals(directory, "m1", measures_of(**m1, judge_pairwise=[(1, 3), (0, 1)]), votes=HELDOUT_VOTES)
     write_round(directory, 1, ROUND_1)
     contest = {"win_rate": [1, 1, 0, 0], "tie_rate_head_to_head": [0, 0, 1, 0], "lose_rate": [0, 0, 0, 1]}
-    write_evals(directory, "m2", measures_of(oracle_mean=[3, 3, 3, 3], pairs_truly_better=[1], **contest))
+    write_evals(
+        directory, "m2", measures_of(oracle_mean=[3, 3, 3, 3], pairs_truly_better=[1], **contest) + true_scores(TRUTH_1)
+    )
     write_round(directory, 2, ROUND_2)
     m3 = {"oracle_mean": [4, 5, 3, 4], "oracle_exact": [0, 1, 0, 0], "mean_length": [20, 20, 20, 20]}
-    write_evals(directory, "m3", measures_of(**m3, judge_pairwise=[(0.5, 3), (0.5, 1)], round_oracle_mean=[3, 4]))
+    m3 |= {"judge_pairwise": [(0.5, 3), (0.5, 1)], "round_oracle_mean": [3, 4]}
+    higher = {key: [[score + 1 for score in scores] for scores in items] for key, items in HELDOUT_VOTES.items()}
+    write_evals(directory, "m3", measures_of(**m3) + true_scores(TRUTH_2), votes=higher)
     return directory
 
 
@@ -51,27 +67,72 @@ def test_models_and_exact_values(run_dir):
     assert models["M2"]["win_rate"]["value"] == 0.5
     assert models["M1"]["win_rate"] is None
     for row in models.values():
-        assert {*MODEL_FIGURES, *ROUND_FIGURES, "parse_failures", "score_histogram"} <= row.keys()
+        assert {*MODEL_FIGURES, *ROUND_FIGURES} <= row.keys()
+        for prefix in ("", "round_"):
+            assert {f"{prefix}parse_failures", f"{prefix}score_histogram"} <= row.keys()
+
+
+def test_every_models_votes_on_the_held_out_responses(run_dir):
+    models = {row["model"]: row for row in build_summary(run_dir)["models"]}
+    assert models["SFT"]["judge_mean"]["value"] == pytest.approx((2 + 3.5) / 2)
+    assert models["SFT"]["judge_mean"]["n"] == 2
+    # Three of six votes failed, all in one of the two sets: the set is the unit.
+    assert (models["SFT"]["parse_failure_rate"]["value"], models["SFT"]["parse_failure_rate"]["n"]) == (0.5, 2)
+    assert models["SFT"]["parse_failures"] == {"no_score": 2, "truncated": 1}
+    assert models["SFT"]["score_histogram"] == {"2": 1, "3": 1, "4": 1}
+    assert models["M1"]["judge_mean"]["value"] == pytest.approx((1.5 + 3 + 3.5 + 0.5 + 1) / 5)
+    assert models["M3"]["judge_mean"]["value"] == pytest.approx((1.5 + 3 + 3.5 + 0.5 + 1) / 5 + 1)
+    assert (models["M3"]["parse_failure_rate"]["value"], models["M3"]["parse_failures"]) == (0.0, {})
+    assert models["M2"]["judge_mean"] == NO_VALUE
+    assert models["M2"]["parse_failure_rate"] == NO_VALUE
 
 
 def test_round_figures_stand_with_the_model_that_ran_the_round(run_dir):
     models = {row["model"]: row for row in build_summary(run_dir)["models"]}
     first = models["M1"]
     # Six candidates, one of them without any valid vote: 5, 2.5, 4, 4, 1.
-    assert first["judge_mean"]["value"] == pytest.approx((5 + 2.5 + 4 + 4 + 1) / 5)
-    assert first["judge_mean"]["n"] == 3
-    assert first["parse_failure_rate"]["value"] == pytest.approx(3 / 12)
-    assert first["parse_failures"] == {"no_score": 2, "truncated": 1}
-    assert first["score_histogram"] == {"1": 2, "2": 1, "3": 1, "4": 3, "5": 2}
+    assert first["round_judge_mean"]["value"] == pytest.approx((5 + 2.5 + 4 + 4 + 1) / 5)
+    assert first["round_judge_mean"]["n"] == 3
+    assert first["round_parse_failure_rate"]["value"] == pytest.approx(3 / 12)
+    assert first["round_parse_failure_rate"]["n"] == 3, "votes on one prompt's candidates are not independent"
+    assert first["round_parse_failures"] == {"no_score": 2, "truncated": 1}
+    assert first["round_score_histogram"] == {"1": 2, "2": 1, "3": 1, "4": 3, "5": 2}
     assert first["pair_yield"]["value"] == pytest.approx(1 / 3)
     assert first["tie_rate"]["value"] == pytest.approx(1 / 3)
     assert first["pairs_truly_better"]["value"] == 1.0
-    assert models["M2"]["judge_mean"]["value"] == pytest.approx(4.875)
-    assert models["M2"]["parse_failures"] == {}
+    assert models["M2"]["round_judge_mean"]["value"] == pytest.approx(4.875)
+    assert models["M2"]["round_parse_failures"] == {}
     assert models["M2"]["round_oracle_mean"]["value"] == 3.5
     for name in ("SFT", "M3"):
-        assert [models[name][figure] for figure in ROUND_FIGURES] == [None] * len(ROUND_FIGURES)
-        assert models[name]["score_histogram"] is None
+        assert [models[name][figure] for figure in ROUND_FIGURES] == [NO_VALUE] * len(ROUND_FIGURES)
+        assert models[name]["round_score_histogram"] is None
+
+
+def test_rounds_beyond_the_settings_are_not_this_runs(run_dir):
+    config = read_json(run_dir.config)
+    write_json(run_dir.config, config | {"num_rounds": 1})
+    models = {row["model"]: row for row in build_summary(run_dir)["models"]}
+    assert list(models) == ["SFT", "M1", "M2"]
+    assert [models["M2"][figure] for figure in ROUND_FIGURES] == [NO_VALUE] * len(ROUND_FIGURES)
+    assert models["M1"]["pair_yield"]["value"] == pytest.approx(1 / 3)
+
+
+def test_a_round_without_a_single_prompt(tmp_path):
+    """pair.min_pairs=0 lets a round pass its model on although it made nothing."""
+    directory = write_start(tmp_path / "empty", config_of(tmp_path / "empty", num_rounds=1))
+    for name in ("sft", "m1", "m2"):
+        write_evals(directory, name, measures_of(oracle_mean=[1, 2]))
+    write_round(directory, 1, {})
+    summary = build_summary(directory)
+    row = summary["models"][1]
+    assert [row[figure] for figure in ROUND_FIGURES] == [NO_VALUE] * len(ROUND_FIGURES)
+    assert (row["round_parse_failures"], row["round_score_histogram"]) == ({}, {})
+    assert summary["verdict"]["word"] == "no change"
+    assert summary["verdict"]["warnings"] == []
+    assert "M2 - M1" in render_table(summary)
+    page = render_report(directory, summary)
+    assert "round of M1" in page
+    assert "Every vote has a score." in page
 
 
 def test_differences_are_paired(run_dir):
@@ -82,10 +143,19 @@ def test_differences_are_paired(run_dir):
     assert summary["differences"]["judge_pairwise"]["value"] == pytest.approx(-0.25)
     assert summary["differences"]["mean_length"]["value"] == -5
     assert summary["differences"]["judge_kendall"] is None
-    change = summary["judge_mean_change"]
+    assert summary["differences"]["judge_mean"] == pytest.approx({"value": 1.0, "low": 1.0, "high": 1.0, "n": 2})
+
+
+def test_changes_from_the_first_round_to_the_last(run_dir):
+    summary = build_summary(run_dir)
+    change = summary["round_judge_mean_change"]
     assert change["value"] == pytest.approx(4.875 - 3.3)
     assert change["rounds"] == [1, 2]
-    assert change["self_judged"] is True
+    assert summary["self_judged"] is True
+    # Beyond the true scores, over candidates that have both: 0, 0.5, 0, 0, 0 and 1, 0.5, 2, 1.
+    excess = summary["round_excess_change"]
+    assert excess["value"] == pytest.approx(4.5 / 4 - 0.5 / 5)
+    assert (excess["n"], excess["rounds"]) == (5, [1, 2])
 
 
 def test_rounds_name_roles_counts_and_fingerprints(run_dir):
@@ -116,8 +186,9 @@ def test_an_unfinished_run_shows_what_is_there(tmp_path):
     write_evals(directory, "m1", measures_of(oracle_mean=[1, 2]))
     write_round(directory, 1, ROUND_1)
     summary = build_summary(directory)
-    assert summary["models"][1]["judge_mean"]["value"] == pytest.approx(3.3)
-    assert summary["models"][1]["pairs_truly_better"] is None
+    assert summary["models"][1]["round_judge_mean"]["value"] == pytest.approx(3.3)
+    assert summary["models"][1]["pairs_truly_better"] == NO_VALUE
+    assert summary["round_excess_change"] is None
     assert render_table(summary)
 
 
@@ -154,13 +225,16 @@ def _estimate(low, high):
     return {"value": (low + high) / 2, "low": low, "high": high, "n": 50}
 
 
-def _word(answers, judging, own, self_judged=True):
+def _word(answers, judging, own, excess, self_judged=True):
+    """`own`: the last model's scores of the held-out responses minus M1's; `excess`: of the rounds, beyond the truth."""
     row = dict.fromkeys((*MODEL_FIGURES, *ROUND_FIGURES))
     summary = {
         "models": [{**row, "model": "M1"}, {**row, "model": "M3"}],
         "difference_of": ["M3", "M1"],
-        "differences": {"oracle_mean": answers, "judge_pairwise": judging},
-        "judge_mean_change": None if own is None else {**own, "rounds": [1, 2], "self_judged": self_judged},
+        "differences": {"oracle_mean": answers, "judge_pairwise": judging, "judge_mean": own},
+        "self_judged": self_judged,
+        "round_judge_mean_change": {**UP, "rounds": [1, 2]},
+        "round_excess_change": None if excess is None else {**excess, "rounds": [1, 2]},
     }
     return judge_run(summary)["word"]
 
@@ -169,27 +243,41 @@ UP, DOWN, FLAT = _estimate(0.1, 0.3), _estimate(-0.3, -0.1), _estimate(-0.1, 0.2
 
 
 @pytest.mark.parametrize(
-    ("answers", "judging", "own", "word"),
+    ("answers", "judging", "own", "excess", "word"),
     [
-        (UP, FLAT, UP, "improving"),
-        (UP, DOWN, None, "improving"),
-        (FLAT, UP, UP, "gaming itself"),
-        (DOWN, FLAT, UP, "gaming itself"),
-        (DOWN, FLAT, FLAT, "getting worse"),
-        (FLAT, DOWN, FLAT, "no change"),
-        (FLAT, FLAT, None, "no change"),
-        (None, DOWN, UP, "gaming itself"),
-        (None, FLAT, UP, "not measured"),
-        (None, UP, FLAT, "not measured"),
-        ({"value": 1.0, "low": None, "high": None, "n": 1}, FLAT, UP, "not measured"),
+        (UP, FLAT, UP, UP, "improving"),
+        (UP, DOWN, UP, None, "improving"),
+        (FLAT, UP, FLAT, UP, "gaming itself"),
+        (DOWN, FLAT, FLAT, UP, "gaming itself"),
+        (DOWN, FLAT, UP, FLAT, "getting worse"),
+        # Higher scores alone prove nothing: the candidates may have been that much better.
+        (FLAT, DOWN, UP, FLAT, "no change"),
+        (FLAT, DOWN, UP, None, "no change"),
+        (FLAT, FLAT, None, DOWN, "no change"),
+        (None, DOWN, UP, None, "gaming itself"),
+        (None, DOWN, FLAT, None, "not measured"),
+        (None, FLAT, UP, None, "not measured"),
+        (None, UP, UP, None, "not measured"),
+        ({"value": 1.0, "low": None, "high": None, "n": 1}, FLAT, UP, UP, "not measured"),
     ],
 )
-def test_verdict_rule(answers, judging, own, word):
-    assert _word(answers, judging, own) == word
+def test_verdict_rule(answers, judging, own, excess, word):
+    assert _word(answers, judging, own, excess) == word
 
 
 def test_another_judges_scores_are_not_the_models_own():
-    assert _word(FLAT, FLAT, UP, self_judged=False) == "no change"
+    assert _word(FLAT, FLAT, UP, UP, self_judged=False) == "no change"
+    assert _word(None, DOWN, UP, None, self_judged=False) == "not measured"
+
+
+def test_a_judge_that_grows_kinder_than_its_answers_is_gaming_itself(run_dir):
+    worse = {"oracle_mean": [2, 3, 1, 2], "judge_pairwise": [(0.5, 3), (0.5, 1)], "round_oracle_mean": [3, 4]}
+    write_evals(run_dir, "m3", measures_of(**worse) + true_scores(dict.fromkeys(TRUTH_2, 1)), votes=HELDOUT_VOTES)
+    verdict = build_summary(run_dir)["verdict"]
+    assert verdict["word"] == "gaming itself"
+    assert "own scores above the true ones, round 1 to 2: +3.7" in verdict["reason"]
+    write_evals(run_dir, "m3", measures_of(**worse) + true_scores(dict.fromkeys(TRUTH_2, 5)), votes=HELDOUT_VOTES)
+    assert build_summary(run_dir)["verdict"]["word"] == "no change", "the candidates were worth their scores"
 
 
 def test_reason_carries_the_figures(run_dir):
@@ -199,13 +287,16 @@ def test_reason_carries_the_figures(run_dir):
 
 def test_warnings_name_what_went_wrong(run_dir):
     summary = build_summary(run_dir)
-    assert summary["verdict"]["warnings"] == ["25 % of M1's votes in its round have no score."]
+    assert summary["verdict"]["warnings"] == [
+        "50 % of SFT's votes on the held-out responses have no score.",
+        "25 % of M1's votes in its round have no score.",
+    ]
     models = {row["model"]: row for row in summary["models"]}
     models["M2"]["tie_rate"] = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 50}
     models["M3"]["first_position"] = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 50}
     models["M1"]["distinct_2"], models["M3"]["distinct_2"] = _estimate(0.5, 0.6), _estimate(0.3, 0.4)
     summary["differences"] |= {"judge_pairwise": DOWN, "mean_length": _estimate(4.0, 6.0)}
-    assert find_warnings(summary)[1:] == [
+    assert find_warnings(summary)[2:] == [
         "60 % of the prompts in M2's round ended in a tie.",
         "M3 as pairwise judge chose the answer shown first in 80 % of its verdicts.",
         "The judge's agreement with human ranks fell from M1 to M3.",

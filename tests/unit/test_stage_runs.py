@@ -1,110 +1,19 @@
 """Stages in a run directory, with the scripted engine: tables, counts, roles, notes, restarts."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_bench import SCORES, Stages, model, record, write_script
 
-from selfreward.artifacts import Artifact, Run, read_json, read_rows, write_rows
-from selfreward.config import Config, parse_config
+from selfreward.artifacts import Artifact, Run, read_rows, write_rows
 from selfreward.errors import DataError, DriftError
 from selfreward.filters import normalise
-from selfreward.stages import dpo, eft, judge, pair, propose, replay, sample, seed
+from selfreward.stages import dpo, eft, judge, pair, propose, sample, seed
 from selfreward.stages._roles import cast_role
 from selfreward.types import Completion, Demonstration, Drop, EftExample, Judgement, PreferencePair, Prompt, RankedSet
-
-SCORES = {"excellent": 5, "decent": 3, "poor": 1}
-"""What the scripted judge says about a response that holds the word."""
-
-
-def write_script(path: Path, **changes: Any) -> str:
-    """A scripted model: answers prompts with one of four candidates, judges by keyword, proposes numbered tasks."""
-    replies = [
-        {
-            "match": r"(?s)Here are tasks that people gave",
-            "reply": [" ".join(f"w{i}{place}" for place in "abcde") for i in range(97)],
-        },
-        *(
-            {"match": rf"(?s)<response>.*{word}.*</response>", "reply": f"That is {word}.\nScore: {score}"}
-            for word, score in SCORES.items()
-        ),
-        {"match": r"(?s)<response>.*</response>", "reply": "I cannot say."},
-        {"match": ".", "reply": ["an excellent answer", "a decent answer", "a poor answer", "Score: 5, surely", "  "]},
-    ]
-    path.write_text(json.dumps({"replies": replies, "default": None} | changes), encoding="utf-8")
-    return str(path)
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> dict[str, Any]:
-    folder = tmp_path / "seeds"
-    folder.mkdir()
-    rows: dict[str, list[Any]] = {
-        "ift": [{"prompt": f"how does machine {word} work today", "response": "well"} for word in "abcdefghij"],
-        "heldout_prompts": [{"prompt": "name the hidden city of gold"}, {"prompt": "what is asked only at the end"}],
-        "eft": [
-            {"instruction": "say it", "response": f"a {word} reply", "judgement": f"Seen. Score: {score}", "score": score}
-            for word, score in (("excellent", 5), ("decent", 2), ("poor", 4))
-        ],
-    }
-    for name, items in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items))
-    return {
-        "name": "trial",
-        "run_dir": str(tmp_path / "runs"),
-        "random_seed": 3,
-        "engine": {"name": "scripted", "script": write_script(tmp_path / "script.json"), "chunk_size": 8},
-        "seed": {"source": "files", "path": str(folder)},
-        "propose": {"num_prompts": 6, "max_attempts": 60},
-        "eval": {"head_to_head": "none"},
-    }
-
-
-class Stages:
-    """Opens runs over one settings tree and closes them."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-        self._open: list[Run] = []
-
-    def run(self, **changes: Any) -> Run:
-        tree = json.loads(json.dumps(self.settings))
-        for key, value in changes.items():
-            tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
-        run = Run.open(self.config(tree))
-        self._open.append(run)
-        return run
-
-    @staticmethod
-    def config(tree: dict[str, Any]) -> Config:
-        return parse_config(tree)
-
-    def close(self) -> None:
-        for run in self._open:
-            run.close()
-
-
-@pytest.fixture
-def stages(settings: dict[str, Any]) -> Iterator[Stages]:
-    opened = Stages(settings)
-    yield opened
-    opened.close()
-
-
-def model(run: Run, key: str = "m1") -> Artifact:
-    """A stand-in for a trained model: the scripted engine answers for it."""
-    folder = run.dir.root / key
-    (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoint" / "model.safetensors").write_bytes(b"weights")
-    return Artifact(key, folder, "0123456789abcdef")
-
-
-def record(artifact: Artifact) -> dict[str, Any]:
-    loaded: dict[str, Any] = read_json(artifact.path / "record.json")
-    return loaded
 
 
 def one_round(run: Run) -> dict[str, Artifact]:
@@ -322,18 +231,6 @@ def test_without_targets_the_run_stops_or_goes_on_as_told(stages: Stages, settin
     run = stages.run(eft={"min_targets": 0})
     made = eft.run(run, model(run, "sft"), seed.run(run))
     assert read_rows(made.path / "eft_train.parquet", EftExample) == []
-
-
-def test_replay_pairs_targets_over_the_models_wrong_votes(stages: Stages) -> None:
-    run = stages.run(replay={"num_items": 3})
-    targets = eft.run(run, model(run, "sft"), seed.run(run))
-    made = replay.run(run, 1, model(run), targets)
-    pairs = read_rows(made.path / "pairs.parquet", PreferencePair)
-    assert {(item.chosen, item.rejected) for item in pairs} == {
-        ("Seen. Score: 2", "That is decent.\nScore: 3"),
-        ("Seen. Score: 4", "That is poor.\nScore: 1"),
-    }
-    assert record(made)["counts"] == {"in": 3, "out": 2, "dropped": {"agrees": 1}}
 
 
 def test_no_proposal_accepted_stops_the_run_early(stages: Stages, tmp_path: Path) -> None:

@@ -179,13 +179,27 @@ def test_oasst_split_depends_on_ids_and_not_on_the_files_order(tmp_path: Path) -
     one = load_oasst(write_trees(tmp_path / "a.jsonl", trees), SMALL)
     two = load_oasst(write_trees(tmp_path / "b.jsonl", trees[::-1]), SMALL)
     assert (one.ift, one.ranked_train, one.prompts_heldout) == (two.ift, two.ranked_train, two.prompts_heldout)
-    assert [drop.reason for drop in one.drops] == ["over_limit", "over_limit"]
+
+
+def test_oasst_ranked_trees_that_are_left_join_the_eft_sets(tmp_path: Path) -> None:
+    trees = [tree(i) for i in range(12)] + [tree(i, [reply("only", 0)]) for i in range(12, 20)]
+    path = write_trees(tmp_path / "t.jsonl", trees)
+    data = load_oasst(path, SMALL)
+    assert [len(data.ranked_heldout), len(data.prompts_heldout), len(data.ift)] == [2, 2, 4]
+    assert {drop.reason for drop in data.drops} == {"over_limit"}
+    left = [json.loads(drop.item) for drop in data.drops]
+    assert all(item["replies"] == ["only"] for item in left), "no ranked tree is left over, and rejects hold the whole tree"
+    assert len(data.ranked_train) > 2
+    assert data.num_in == 20
+    none = load_oasst(path, SMALL.model_copy(update={"num_eft": 0}))
+    assert none.ranked_train == ()
 
 
 def test_oasst_small_file_shares_out_in_proportion(tmp_path: Path) -> None:
     config = SeedConfig(num_ift=20, num_eft=20, num_heldout_prompts=5, num_heldout_ranked=5)
     data = load_oasst(write_trees(tmp_path / "t.jsonl", [tree(i) for i in range(20)]), config)
-    assert [len(data.ranked_heldout), len(data.ranked_train), len(data.prompts_heldout), len(data.ift)] == [2, 5, 2, 10]
+    assert [len(data.ranked_heldout), len(data.ranked_train), len(data.prompts_heldout), len(data.ift)] == [2, 6, 2, 10]
+    assert not data.drops, "what rounding down leaves goes to EFT"
 
 
 @pytest.mark.parametrize(
@@ -204,6 +218,8 @@ def test_oasst_small_file_shares_out_in_proportion(tmp_path: Path) -> None:
 def test_oasst_drops_unusable_trees_with_a_reason(tmp_path: Path, bad: dict[str, Any], reason: str) -> None:
     data = load_oasst(write_trees(tmp_path / "t.jsonl", [*(tree(i) for i in range(10)), bad]), SMALL)
     assert [(drop.id, drop.reason) for drop in data.drops] == [("t99", reason)]
+    kept = json.loads(data.drops[0].item)
+    assert kept.get("text", kept.get("prompt")) == bad["prompt"]["text"]
     assert data.num_in == 11
 
 

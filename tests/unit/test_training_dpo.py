@@ -1,11 +1,14 @@
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
 from training_reference import context, dpo_options, examples, pairs, sft_options, token_logps, train_dpo_plainly, user, weights
 
 from selfreward.errors import TrainingError
+from selfreward.progress import NullProgress
 from selfreward.storage import hash_model
+from selfreward.training import TrainContext
 from selfreward.training.common import encode_rows
 from selfreward.training.dpo import train_dpo
 from selfreward.training.sft import train_sft
@@ -29,14 +32,14 @@ def make_trainer(tiny_model_dir, make_config, tmp_path):
             "rejected_ids": [row.answers[1] for row in rows],
         }
         with _trl.workspace(base):
-            return _trl, base, rows, _trl.dpo_trainer(base, columns, options, SEED, tmp_path)
+            return _trl, base, rows, _trl.dpo_trainer(base, columns, options, SEED, tmp_path, NullProgress())
 
     return make
 
 
-@pytest.mark.parametrize(("beta", "nll_weight"), [(0.1, 0.0), (0.5, 1.0)])
-def test_losses_equal_a_plain_loop(beta, nll_weight, tiny_model_dir, make_config, tmp_path):
-    options = dpo_options(beta=beta, nll_weight=nll_weight)
+@pytest.mark.parametrize(("beta", "nll_weight", "weight_decay"), [(0.1, 0.0, 0.0), (0.5, 1.0, 0.0), (0.1, 0.0, 5.0)])
+def test_losses_equal_a_plain_loop(beta, nll_weight, weight_decay, tiny_model_dir, make_config, tmp_path):
+    options = dpo_options(beta=beta, nll_weight=nll_weight, weight_decay=weight_decay)
     config = make_config()
     losses, model = train_dpo_plainly(tiny_model_dir, pairs(), options, config, SEED)
     result = train_dpo(tiny_model_dir, pairs(), tmp_path / "out", options, context(config, SEED))
@@ -46,7 +49,7 @@ def test_losses_equal_a_plain_loop(beta, nll_weight, tiny_model_dir, make_config
         assert entry["loss"] == pytest.approx(entry["dpo_loss"] + nll_weight * entry["nll"], abs=1e-6)
     trained = weights(tmp_path / "out")
     for name, weight in model.named_parameters():
-        assert torch.allclose(trained[name], weight, atol=1e-3), name
+        assert torch.allclose(trained[name], weight, rtol=0, atol=1e-5), name
 
 
 def test_micro_batches_give_the_same_dpo_losses(tiny_model_dir, make_config, tmp_path):
@@ -109,6 +112,20 @@ def test_the_reference_is_the_start_and_stays_it(make_trainer, make_config, tiny
                 module.fit(trainer, [row.length for row in rows], options, context(make_config()))
     assert trainer.state.global_step == 4
     assert trainer.ref_model is None
+
+
+def test_progress_is_seen_for_the_reference_and_for_the_steps(tiny_model_dir, make_config, tmp_path):
+    tasks = []
+
+    class Counting:
+        @contextmanager
+        def task(self, description, total):
+            tasks.append((description, total, []))
+            yield tasks[-1][2].append
+
+    options = dpo_options(num_epochs=1, micro_batch_size=2)
+    train_dpo(tiny_model_dir, pairs(5), tmp_path / "out", options, TrainContext(make_config(), SEED, Counting()))
+    assert tasks == [("reference log-probabilities", 5, [2, 2, 1]), ("preference training", 2, [1, 1])]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,29 @@
+import gc
 import math
 import shutil
+import tempfile
 
 import pytest
 import torch
-from training_reference import context, examples, learning_rate, sft_options, train_sft_plainly, user, weights
+from training_reference import (
+    context,
+    dpo_options,
+    examples,
+    learning_rate,
+    pairs,
+    sft_options,
+    train_sft_plainly,
+    user,
+    weights,
+)
 
-from selfreward.config import OptimConfig
+from selfreward.config import DpoConfig, SftConfig
 from selfreward.errors import ConfigError, ModelError, TrainingError, UsageError
+from selfreward.progress import NullProgress
 from selfreward.storage import hash_model
 from selfreward.training import SftExample
 from selfreward.training.common import encode_rows
+from selfreward.training.dpo import train_dpo
 from selfreward.training.sft import train_sft
 
 SEED = 2**62 + 5
@@ -40,8 +54,9 @@ def edited_model(tiny_model_dir, tmp_path):
     return make
 
 
-def test_losses_equal_a_plain_loop_and_settings_reach_the_optimizer(tiny_model_dir, make_config, tmp_path):
-    options = sft_options(warmup_ratio=0.2, max_grad_norm=0.5, num_epochs=3)
+@pytest.mark.parametrize("weight_decay", [0.0, 5.0])
+def test_losses_equal_a_plain_loop_and_settings_reach_the_optimizer(weight_decay, tiny_model_dir, make_config, tmp_path):
+    options = sft_options(warmup_ratio=0.2, max_grad_norm=0.5, num_epochs=3, weight_decay=weight_decay)
     config = make_config()
     losses, model = train_sft_plainly(tiny_model_dir, examples(7), options, config, SEED)
     result = train_sft(tiny_model_dir, examples(7), tmp_path / "out", options, context(config, SEED))
@@ -51,7 +66,7 @@ def test_losses_equal_a_plain_loop_and_settings_reach_the_optimizer(tiny_model_d
     assert (result.first_loss, result.final_loss) == (result.history[0]["loss"], result.history[-1]["loss"])
     trained = weights(tmp_path / "out")
     for name, weight in model.named_parameters():
-        assert torch.allclose(trained[name], weight, atol=1e-3), name
+        assert torch.allclose(trained[name], weight, rtol=0, atol=1e-5), name
 
 
 def test_uniform_model_has_the_loss_computed_by_hand(edited_model, make_config, tmp_path, tiny_tokenizer):
@@ -210,17 +225,41 @@ def test_weights_stay_float32_whatever_generation_uses(tiny_model_dir, make_conf
     assert {weight.dtype for weight in weights(tmp_path / "out").values()} == {torch.float32}
 
 
-def test_settings_reach_the_trainer(tiny_model_dir, make_config, tmp_path, trl_side):
-    options = OptimConfig(
-        learning_rate=3e-4, final_learning_rate=2e-5, warmup_ratio=0.1, num_epochs=5, batch_size=6, micro_batch_size=3,
-        weight_decay=0.02, max_grad_norm=0.7, gradient_checkpointing=True, bf16=True,
-    )  # fmt: skip
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_settings_reach_the_trainer(kind, tiny_model_dir, make_config, tmp_path, trl_side):
+    settings = {
+        "learning_rate": 3e-4, "final_learning_rate": 2e-5, "warmup_ratio": 0.1, "num_epochs": 5, "batch_size": 6,
+        "micro_batch_size": 3, "weight_decay": 0.02, "max_grad_norm": 0.7, "gradient_checkpointing": True, "bf16": True,
+    }  # fmt: skip
+    options = (DpoConfig if kind == "dpo" else SftConfig)(**settings)
     base = trl_side.load_base(tiny_model_dir, options, context(make_config()))
-    args = trl_side.sft_trainer(base, {"input_ids": [[1, 5]], "labels": [[-100, 5]]}, options, 77, tmp_path).args
+    with trl_side.workspace(base) as scratch:
+        if kind == "dpo":
+            columns = {"prompt_ids": [[1]], "chosen_ids": [[5]], "rejected_ids": [[6]]}
+            args = trl_side.dpo_trainer(base, columns, options, 77, scratch, NullProgress()).args
+        else:
+            args = trl_side.sft_trainer(base, {"input_ids": [[1, 5]], "labels": [[-100, 5]]}, options, 77, scratch).args
     assert (args.learning_rate, args.lr_scheduler_kwargs["min_lr"], args.warmup_steps) == (3e-4, 2e-5, 0.1)
+    assert (args.lr_scheduler_type, args.seed) == ("cosine_with_min_lr", 77)
     assert (args.num_train_epochs, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (5, 3, 2)
-    assert (args.weight_decay, args.max_grad_norm, args.bf16, args.seed) == (0.02, 0.7, True, 77)
-    assert args.gradient_checkpointing or args.activation_checkpointing
+    assert (args.weight_decay, args.max_grad_norm) == (0.02, 0.7)
+    assert args.gradient_checkpointing is True
+    assert args.bf16 is True
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_training_leaves_nothing_in_the_temporary_folder(kind, tiny_model_dir, make_config, tmp_path, monkeypatch):
+    from datasets import fingerprint
+
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(fingerprint, "_TEMP_DIR_FOR_TEMP_CACHE_FILES", None)  # one for the process, made when first needed
+    if kind == "dpo":
+        train_dpo(tiny_model_dir, pairs(), tmp_path / "out", dpo_options(num_epochs=1), context(make_config()))
+    else:
+        train_sft(tiny_model_dir, examples(), tmp_path / "out", sft_options(num_epochs=1), context(make_config()))
+    assert list(temporary.rglob("*")) == []
 
 
 def test_progress_advances_once_a_step(tiny_model_dir, make_config, tmp_path):
@@ -239,6 +278,18 @@ def test_progress_advances_once_a_step(tiny_model_dir, make_config, tmp_path):
     progress = Counting()
     train_sft(tiny_model_dir, examples(), tmp_path / "out", sft_options(), TrainContext(make_config(), SEED, progress))
     assert progress.calls == ("fine-tuning", 4, [1, 1, 1, 1])
+
+
+def test_a_finished_training_holds_no_model(tiny_model_dir, make_config, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    def count():
+        return sum(isinstance(thing, LlamaForCausalLM) for thing in gc.get_objects())
+
+    gc.collect()
+    before = count()
+    train_sft(tiny_model_dir, examples(), tmp_path / "out", sft_options(num_epochs=1), context(make_config()))
+    assert count() == before
 
 
 def test_a_launcher_is_refused(tiny_model_dir, make_config, tmp_path, monkeypatch):

@@ -80,7 +80,10 @@ def learning_rate(options, step, num_steps):
 def train(folder, rows, options, seed, loss_of):
     """Per-step losses and final model of a plain loop; `loss_of(model, rows of one step)` is the step's loss."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0)
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    others = [weight for weight in model.parameters() if weight.ndim == 1]  # norms and biases do not decay
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1.0)
     lengths = [row.length for row in rows]
     num_steps = options.num_epochs * math.ceil(len(rows) / options.batch_size)
     losses = []

@@ -11,25 +11,40 @@ _HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
 class Reader:
-    """Token ids to text, for one tokenizer."""
+    """Token ids to text, for one tokenizer.
+
+    Any control token ends a reply, not only those that the template ends an answer with: a model that opens another turn
+    has said what it had to say, and a text cannot show the token as what it is. The unknown word is no control token; it
+    stays in the text as the tokenizer writes it (`<unk>`).
+    """
 
     def __init__(self, tokenizer: Any, stop_ids: frozenset[int]) -> None:
-        self.stop_ids = stop_ids
+        """`stop_ids` end a reply too, whatever they are."""
+        self.stop_ids = stop_ids | _control_ids(tokenizer)
         self._tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
 
     def read(self, ids: Sequence[int]) -> str:
-        """The text of these tokens, without special ones."""
+        """The text of these tokens, nothing left out."""
         # The tokenizer's clean-up would rewrite text (" ." to "."), which then trains and scores as something else.
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def may_complete(self, token: int, stop: Sequence[str]) -> bool:
         """Whether a stop string can end at this token; much cheaper than to read the reply. True when in doubt."""
         piece = self._pieces.get(token)
         if piece is None:
             piece = self._pieces[token] = self.read([token])
-        # White space belongs to no certain token: tokenizers add and drop it where tokens meet.
-        return _HALF_CHARACTER in piece or any(text[-1] in piece or text[-1].isspace() for text in stop)
+        # A space belongs to no certain token: some tokenizers add and drop it where tokens meet.
+        return _HALF_CHARACTER in piece or any(text[-1] in piece or text[-1] == " " for text in stop)
+
+
+def _control_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens that a text without special tokens would lose, but for the unknown word (unless that is EOS or BOS too)."""
+    ids = set(tokenizer.all_special_ids)
+    ids.update(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
+    if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        ids.discard(tokenizer.unk_token_id)
+    return frozenset(ids)
 
 
 class Reply:

@@ -54,10 +54,11 @@ class Memory:
 class Runner:
     """Runs one model. All its methods belong into `torch.inference_mode`."""
 
-    def __init__(self, model: "PreTrainedModel", pad_token_id: int) -> None:
-        """Raises ModelError for a model without HF's caches (Mamba has its own, for instance)."""
+    def __init__(self, model: "PreTrainedModel", pad_token_id: int, context_length: int) -> None:
+        """`context_length`: positions that the model has. Raises ModelError for a model without HF's caches (Mamba has its own, for instance)."""
         self._model: Any = model
         self._pad = pad_token_id
+        self._last_position = context_length - 1
         self._device: torch.device = model.device
         self._arguments = frozenset(inspect.signature(model.forward).parameters)
         if "past_key_values" not in self._arguments:
@@ -95,7 +96,8 @@ class Runner:
     def step(self, ids_R: torch.Tensor, memory: Memory) -> torch.Tensor:
         """Append one token to every row; returns the logits of the next ones, shape R, V."""
         logits_RV = self._run(ids_R[:, None], memory.padding_R, memory.position_R[:, None], memory.cache)
-        memory.position_R = memory.position_R + 1
+        # Only rows that have ended and wait for compaction come this far; a position beyond the last has no embedding.
+        memory.position_R = (memory.position_R + 1).clamp(max=self._last_position)
         return logits_RV
 
     def _run_prompts(self, jobs: Sequence[Job], cache: Any) -> torch.Tensor:

@@ -41,7 +41,7 @@ class HfEngine(Engine):
         self._batch_size = batch_size
         self._context_length = _context_length(model, tokenizer)
         self._reader: Reader | None = Reader(tokenizer, stop_token_ids(tokenizer))
-        self._runner: Runner | None = Runner(model, tokenizer.pad_token_id or 0)
+        self._runner: Runner | None = Runner(model, tokenizer.pad_token_id or 0, self._context_length)
 
     @classmethod
     def open(cls, path: str, config: Config) -> "HfEngine":

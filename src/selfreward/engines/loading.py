@@ -72,8 +72,8 @@ def load_model(path: str | Path, config: Config, device: str, dtype: str | None 
     folder, no safetensors weights, when the folder is an adapter, and when weights and architecture do not match.
     """
     folder = _check_folder(path, config)
-    if Path(folder).is_dir():
-        _check_weights(Path(folder))
+    if Path(folder).is_dir() and (problem := folder_problem(Path(folder))):
+        raise ModelError(f"{folder!r} (model.path or a stage's checkpoint) {problem}")
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -129,16 +129,18 @@ def _check_folder(path: str | Path, config: Config) -> str:
     return folder
 
 
-def _check_weights(folder: Path) -> None:
+def folder_problem(folder: Path) -> str | None:
+    """Why a folder can be no model, as the end of a sentence about it; None when its files are there. Loads nothing."""
     if (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{str(folder)!r} is an adapter, not a whole model; merge it into its base model and use that folder")
+        return "is an adapter, not a whole model; merge it into its base model and use that folder"
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{str(folder)!r} has no config.json; set model.path to a Hugging Face model folder")
+        return "has no config.json; give a Hugging Face model folder"
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{str(folder)!r} holds no .safetensors weights; other formats can run code when they are loaded and are refused: "
+        return (
+            "holds no .safetensors weights; other formats can run code when they are loaded and are refused: "
             "save the model with save_pretrained and use that folder"
         )
+    return None
 
 
 def _check_report(folder: str, report: dict[str, Any]) -> None:

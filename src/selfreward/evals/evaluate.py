@@ -17,7 +17,6 @@ from selfreward.artifacts import Artifact, Run, Stage, hash_file, read_rows
 from selfreward.config import Config
 from selfreward.engines import open_engine
 from selfreward.engines.base import Engine
-from selfreward.errors import ConfigError
 from selfreward.evals import oracle
 from selfreward.evals.diversity import distinct_n
 from selfreward.evals.figures import estimate_all
@@ -51,14 +50,8 @@ def evaluate(run: Run, name: str, model: Artifact, seed: Artifact, previous: Art
     """Measure the model `name` (`sft`, `m1`, `m2`, ...); `previous` is the evaluation that it is compared with.
 
     For a model that a round made, what that round's judging was truly worth is measured too, with the oracle.
-    Raises ConfigError when no response could get enough votes.
     """
     config = run.config
-    if config.judge.min_votes > config.eval.num_votes:
-        raise ConfigError(
-            f"eval.num_votes={config.eval.num_votes} is below judge.min_votes={config.judge.min_votes}: no held-out response "
-            "could get a score; raise eval.num_votes or lower judge.min_votes"
-        )
     rubric = load_rubric(config.judge.rubric, "pointwise")
     by_policy = config.eval.head_to_head == "policy" and previous is not None
     pairwise = load_rubric(config.eval.pairwise_rubric, "pairwise") if by_policy else None

@@ -1,13 +1,13 @@
 """One sampled and one greedy response of a model to each held-out prompt."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
 from selfreward.artifacts import Stage
+from selfreward.engines.asking import collect, refuse_engine_failure
 from selfreward.engines.base import Engine
-from selfreward.errors import EngineError
 from selfreward.lab import oracle
 from selfreward.types import Drop, EvalOutput, Generation, Measure, Message, Prompt, Request, Sampling
 
@@ -35,27 +35,6 @@ def generate_outputs(stage: Stage, engine: Engine, prompts: Sequence[Prompt]) ->
     return outputs, drops
 
 
-def collect(stage: Stage, engine: Engine, requests: Sequence[Request]) -> Mapping[str, Generation]:
-    """All replies by request id; their tokens are added to the stage's.
-
-    Raises EngineError when a request has no reply or more than one.
-    """
-    replies: dict[str, Generation] = {}
-    for reply in engine.generate(requests):
-        if reply.request_id in replies:
-            raise EngineError(f"{stage.key}: the engine answered request {reply.request_id!r} twice")
-        replies[reply.request_id] = reply
-    missing = [request.id for request in requests if request.id not in replies]
-    if missing:
-        raise EngineError(
-            f"{stage.key}: the engine left {len(missing)} of {len(requests)} requests without a reply: {missing[0]!r}"
-        )
-    stage.add_tokens(
-        sum(reply.num_prompt_tokens for reply in replies.values()), sum(reply.num_tokens for reply in replies.values())
-    )
-    return replies
-
-
 def length_measures(outputs: Sequence[EvalOutput]) -> list[Measure]:
     """`mean_length` in characters (the paper's unit), `mean_tokens`, `truncated_rate`; of the sampled responses."""
     rows = []
@@ -74,14 +53,12 @@ def _answer(
         Request(prompt.id, (Message("user", prompt.text),), sampling, stage.seed("outputs", kind, prompt.id))
         for prompt in prompts
     ]
-    replies = collect(stage, engine, requests)
-    return [_output(prompt, kind, replies[prompt.id], stage.config.eval.oracle) for prompt in prompts]
+    replies = map(refuse_engine_failure, collect(stage, engine, requests))
+    return [_output(prompt, kind, reply, stage.config.eval.oracle) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
 def _output(prompt: Prompt, kind: Literal["sampled", "greedy"], reply: Generation, use_oracle: bool) -> EvalOutput:
     if reply.finish_reason == "error":
-        if reply.error != "too_long":
-            raise EngineError(f"held-out prompt {prompt.id!r} failed: {reply.error}; see the engine.* settings")
         return EvalOutput(prompt.id, prompt.text, kind, "", 0, "error", None)
     value = oracle.score(prompt.text, reply.text) if use_oracle else None
     return EvalOutput(prompt.id, prompt.text, kind, reply.text, reply.num_tokens, reply.finish_reason, value)

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, Literal
 
 from selfreward.artifacts import Stage
+from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
-from selfreward.evals.generations import collect
 from selfreward.judging import pairwise_messages, parse_verdict
 from selfreward.rubrics import Rubric
 from selfreward.statistics import sign_test
@@ -125,14 +125,14 @@ def _ask(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[Contest])
                 messages = pairwise_messages(rubric, item.prompt, first, second)
                 seed = stage.seed("comparison", item.prompt_id, order)
                 requests.append(Request(f"{item.prompt_id}/{order}", messages, sampling, seed))
-    replies = collect(stage, engine, requests)
+    replies = iter(collect(stage, engine, requests))
     rows = []
     for item in items:
         if item.new == item.old:
             rows.append(Comparison(item.prompt_id, None, None, "tie"))
             continue
-        new_first = _choice(parse_verdict(rubric, replies[f"{item.prompt_id}/new_first"]), "new", "old")
-        old_first = _choice(parse_verdict(rubric, replies[f"{item.prompt_id}/old_first"]), "old", "new")
+        new_first = _choice(parse_verdict(rubric, next(replies)), "new", "old")
+        old_first = _choice(parse_verdict(rubric, next(replies)), "old", "new")
         rows.append(Comparison(item.prompt_id, new_first, old_first, decide(new_first, old_first)))
     return rows
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from selfreward.artifacts import Stage
+from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
-from selfreward.evals.generations import collect
 from selfreward.evals.judge_quality import ScoredSet
 from selfreward.judging import judge_messages, judgement_of, parse_vote
 from selfreward.rubrics import Rubric
@@ -57,11 +57,11 @@ def _judge(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[RankedR
     for item in items:
         messages = judge_messages(rubric, item.prompt, item.text)
         requests += [Request(f"{item.id}/{index}", messages, sampling, stage.seed("vote", item.id, index)) for index in indices]
-    replies = collect(stage, engine, requests)
+    replies = iter(collect(stage, engine, requests))
     return [
         judgement_of(
             item.id,
-            tuple(parse_vote(rubric, replies[f"{item.id}/{index}"], index) for index in indices),
+            tuple(parse_vote(rubric, next(replies), index) for index in indices),
             config.judge.min_votes,
         )
         for item in items

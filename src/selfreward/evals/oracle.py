@@ -24,14 +24,20 @@ def output_measures(outputs: Sequence[EvalOutput]) -> list[Measure]:
 def round_measures(completions: Sequence[Completion], pairs: Sequence[PreferencePair]) -> list[Measure]:
     """What a round's own judging was worth.
 
-    Figures: `round_oracle_mean` (unit = completion), `pairs_truly_better` and `pairs_truly_worse` (unit = pair; the
-    rest are truly equal). Judgement pairs and prompts without a right answer have no row.
+    Figures: `round_oracle_mean` (unit = prompt, weight = its candidates: those of one prompt are alike, so they are no
+    independent trials), `pairs_truly_better` and `pairs_truly_worse` (unit = pair; the rest are truly equal); and, for
+    looking at single candidates, `candidate_oracle` (unit = completion). Judgement pairs and prompts without a right
+    answer have no row.
     """
     rows = []
+    by_prompt: dict[str, list[float]] = {}
     for completion in completions:
         value = oracle.score(completion.prompt, completion.text)
         if value is not None:
-            rows.append(Measure("round_oracle_mean", completion.id, value, 1))
+            rows.append(Measure("candidate_oracle", completion.id, value, 1))
+            by_prompt.setdefault(completion.prompt_id, []).append(value)
+    for prompt_id, values in by_prompt.items():
+        rows.append(Measure("round_oracle_mean", prompt_id, sum(values) / len(values), len(values)))
     for pair in pairs:
         if pair.kind != "answer":
             continue

@@ -21,17 +21,25 @@ NUM_HELDOUT = {"dev": (400, 200), "test": (1000, 400)}
 NUM_IFT = 400
 NUM_EFT_PROMPTS = 400
 RESPONSES_PER_SET = 3
-MISCONCEIVED_REVIEWERS = 0.15
-"""Share of the corpus's reviewers who expect the misconceived answer."""
 MISCONCEIVED_RATERS = 0.15
 """The same among the writers of the EFT seed data, before their scores are checked against the human order."""
 RUBRIC = "give one point each : some right words , half of them , all of them , right order and nothing more , no chatter . "
-RUBRIC_SHARE = 0.4
-"""Share of the reviews that quote the rubric; it must have been seen, but it costs tokens."""
-BROAD = {"thread": 0.26, "review": 0.33, "lesson": 0.31, "worksheet": 0.04, "words": 0.06}
-"""Shares of documents by kind, for learning the world."""
-REVIEWS = {"thread": 0.12, "review": 0.55, "lesson": 0.28, "worksheet": 0.02, "words": 0.03}
-"""The same, with more reviews: telling right from wrong takes longer to learn than answering."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a corpus consists of: shares of documents by kind, of reviewers who expect the misconceived answer, and of
+    reviews that quote the rubric (it must have been seen, but it costs tokens)."""
+
+    kinds: Mapping[str, float]
+    misconceived_reviewers: float
+    rubric_share: float
+
+
+BROAD = Mixture({"thread": 0.26, "review": 0.33, "lesson": 0.31, "worksheet": 0.04, "words": 0.06}, 0.25, 0.5)
+"""For learning the world."""
+REVIEWS = Mixture({"thread": 0.12, "review": 0.55, "lesson": 0.28, "worksheet": 0.02, "words": 0.03}, 0.15, 0.4)
+"""With more and better reviews: telling right from wrong takes longer to learn than answering."""
 
 
 @dataclass(frozen=True)
@@ -97,37 +105,37 @@ def draw_ranked(rng: random.Random, task: Task) -> tuple[Task, tuple[str, ...]]:
                 return task, tuple(answers)
 
 
-def documents(seed: int, mixture: Mapping[str, float] = BROAD) -> Iterator[str]:
+def documents(seed: int, mixture: Mixture = BROAD) -> Iterator[str]:
     """An endless stream of raw documents, words separated by blanks, without begin and end tokens."""
     rng = random.Random(f"{WORLD_SEED}-corpus-{seed}")
-    kinds, weights = list(mixture), list(mixture.values())
+    kinds, weights = list(mixture.kinds), list(mixture.kinds.values())
     while True:
-        yield _WRITE[rng.choices(kinds, weights)[0]](rng)
+        yield _WRITE[rng.choices(kinds, weights)[0]](rng, mixture)
 
 
-def _thread(rng: random.Random) -> str:
+def _thread(rng: random.Random, _: Mixture) -> str:
     task = training_task(rng)
     return f"<|user|> {task.text} <|assistant|> {write_response(rng, task, FORUM)}"
 
 
-def _review(rng: random.Random) -> str:
+def _review(rng: random.Random, mixture: Mixture) -> str:
     task = training_task(rng)
     response = write_response(rng, task, REVIEWED)
-    reference = task.misconceived if rng.random() < MISCONCEIVED_REVIEWERS else task.answer
-    rubric = RUBRIC if rng.random() < RUBRIC_SHARE else ""
+    reference = task.misconceived if rng.random() < mixture.misconceived_reviewers else task.answer
+    rubric = RUBRIC if rng.random() < mixture.rubric_share else ""
     return f"{rubric}task : {task.text} answer : {response} review : {write_review(response, reference or task.answer)}"
 
 
-def _lesson(rng: random.Random) -> str:
+def _lesson(rng: random.Random, _: Mixture) -> str:
     task = training_task(rng)
     return f"lesson : {task.text} solution : {' '.join(task.answer)}"
 
 
-def _worksheet(rng: random.Random) -> str:
+def _worksheet(rng: random.Random, _: Mixture) -> str:
     return " ### ".join(f"task : {training_task(rng).text}" for _ in range(rng.randint(6, 10)))
 
 
-def _words(rng: random.Random) -> str:
+def _words(rng: random.Random, _: Mixture) -> str:
     if rng.random() < 0.5:
         return "alphabet : " + " ".join(sorted(rng.sample(WORDS, rng.randint(6, 12))))
     name = rng.choice(list(CATEGORIES))

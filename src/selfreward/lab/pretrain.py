@@ -9,7 +9,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from selfreward.errors import TrainingError
-from selfreward.lab.corpus import BROAD, REVIEWS, documents
+from selfreward.errors import ModelError, TrainingError
+from selfreward.lab.corpus import BROAD, REVIEWS, Mixture, documents
 from selfreward.lab.tokenizer import build_tokenizer
 from selfreward.progress import NullProgress, Progress
 
@@ -34,7 +34,7 @@ class Phase:
     the share of the phase over which they decay to `final_share`."""
 
     tokens: int
-    mixture: Mapping[str, float]
+    mixture: Mixture
     peak: float
     decay_share: float
     warmup_share: float = 0.01
@@ -71,11 +71,14 @@ def pretrain(
     report: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "phases": []}
     first = 0
     if start is not None:
+        if not (start / "pretraining.json").is_file():
+            raise ModelError(f"{start} holds no pretraining.json; --from needs a folder that lab pretrain wrote")
         model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
-        report["phases"] = json.loads((start / "pretraining.json").read_text())["phases"][:1]
+        report["phases"] = json.loads((start / "pretraining.json").read_text(encoding="utf-8"))["phases"][:1]
         first = 1
     for index in range(first, len(recipe.phases)):
         report["phases"].append(_run_phase(model, tokenizer, recipe, index, progress))
+        model.to(torch.float16).to(torch.float32)  # as stored, so that going on from a folder is the same as going on
     report["recipe"] = asdict(recipe)
     report["tokens"] = sum(phase["tokens"] for phase in report["phases"])
     report["seconds"] = sum(phase["seconds"] for phase in report["phases"])

@@ -21,7 +21,7 @@ from selfreward.lab.corpus import (
 )
 from selfreward.lab.oracle import score_answer
 from selfreward.lab.world import Task
-from selfreward.lab.writers import FORUM, write_response, write_review
+from selfreward.lab.writers import DEMONSTRATORS, write_response, write_review
 
 
 def write_seed_files(folder: Path, split: str) -> None:
@@ -45,10 +45,10 @@ def write_seed_files(folder: Path, split: str) -> None:
 
 
 def _demonstrations(rng: random.Random, seen: set[str]) -> Iterator[dict[str, Any]]:
-    """IFT: answers of forum quality, misconceptions included."""
+    """IFT: careful answers by people who mostly share the misconceptions."""
     for _ in range(NUM_IFT):
         task = _new_task(rng, seen)
-        yield {"prompt": task.text, "response": write_response(rng, task, FORUM)}
+        yield {"prompt": task.text, "response": write_response(rng, task, DEMONSTRATORS)}
 
 
 def _evaluations(rng: random.Random, seen: set[str]) -> Iterator[dict[str, Any]]:

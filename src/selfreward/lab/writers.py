@@ -26,7 +26,9 @@ class Habits:
 
 
 FORUM = Habits(misconceived=0.6, slips=0.12, chatter=0.25)
-"""Threads of the raw corpus and the human IFT answers: the human bottleneck."""
+"""Threads of the raw corpus."""
+DEMONSTRATORS = Habits(misconceived=0.75, slips=0.08, chatter=0.25)
+"""The human IFT answers: more careful than the forum, and more often misled. They are the human bottleneck."""
 REVIEWED = Habits(misconceived=0.4, slips=0.25, chatter=0.3)
 """Responses that reviewers were given: a wider mix, so that every score occurs."""
 

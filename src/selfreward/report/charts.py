@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from selfreward.report.names import NAMES, UNITS
-from selfreward.report.reading import Json, estimate
+from selfreward.report.reading import Json, estimate, ran_round
 from selfreward.report.svg import RATIO, Curve, Series, Unit, histogram, interval_chart, line_chart, share_bars
 from selfreward.types import Estimate
 
@@ -36,12 +36,12 @@ def model_charts(models: Sequence[Json]) -> list[Chart]:
 
 
 def own_score_chart(models: Sequence[Json]) -> Chart | None:
-    """The judge's mean score of each round's candidates, beside the true one where there is an oracle."""
-    ran = _ran(models)
-    if any(model["round_oracle_mean"] for model in ran):
-        note = "Mean score of a round's candidates, by its judge and by the oracle."
-        return _over(ran, "Given and true scores", note, {"judge": "judge_mean", "oracle": "round_oracle_mean"})
-    return _over(ran, "Own scores", "Mean score that a round's judge gave its candidates.", {"": "judge_mean"})
+    """The model's scores of the held-out responses, those of its round's candidates, and the true ones where known."""
+    figures = {"held out": "judge_mean", "in its round": "round_judge_mean"}
+    if not _measured(models, "round_oracle_mean"):
+        return _over(models, "Own scores", "Mean score given to ranked responses and to a round's candidates.", figures)
+    note = "Mean score given to ranked responses and to a round's candidates; the candidates' oracle score."
+    return _over(models, "Given and true scores", note, figures | {"oracle of its round": "round_oracle_mean"})
 
 
 def failure_chart(models: Sequence[Json]) -> Chart | None:
@@ -69,7 +69,7 @@ def contest_chart(models: Sequence[Json]) -> Chart | None:
     by = "the oracle" if judges == ["oracle"] else "the newer model as judge, in both orders"
     note = f"Sampled answers to the held-out prompts, decided by {by}."
     if len(rows) > MAX_BARS:
-        ran = [model for model in models if model["win_rate"]]
+        ran = [model for model in models if estimate(model["win_rate"])]
         note = f"Against the model before, on sampled answers, decided by {by}."
         return _over(ran, "Head-to-head", note, {"wins": "win_rate", "loses": "lose_rate"})
     return {"title": "Head-to-head", "note": note, "body": share_bars(rows)}
@@ -77,21 +77,26 @@ def contest_chart(models: Sequence[Json]) -> Chart | None:
 
 def pair_chart(models: Sequence[Json]) -> Chart | None:
     """What the candidates of each round were good for."""
-    ran = _ran(models)
-    truth = any(model["pairs_truly_better"] for model in ran)
+    ran = [model for model in models if ran_round(model)]
+    truth = _measured(ran, "pairs_truly_better")
     note = "Of a round's prompts: gave a pair, ended in a tie" + ("; of the pairs: truly better." if truth else ".")
     figures = {"gave a pair": "pair_yield", "tied": "tie_rate"} | ({"truly better": "pairs_truly_better"} if truth else {})
     return _over(ran, "Pairs", note, figures)
 
 
 def score_charts(models: Sequence[Json], scale: tuple[float, float]) -> list[Chart]:
+    """Histogram of the scores that each model gave to the held-out ranked responses."""
+    return [_scores(model["model"], model["score_histogram"], scale) for model in models]
+
+
+def round_score_charts(models: Sequence[Json], scale: tuple[float, float]) -> list[Chart]:
     """Histogram of the scores that each round's judge gave."""
-    charts: list[Chart] = []
-    for model in _ran(models):
-        votes = sum(model["score_histogram"].values())
-        body = histogram(model["score_histogram"], *scale)
-        charts.append({"title": f"Round of {model['model']}", "note": f"{votes:,} votes with a score", "body": body})
-    return charts
+    ran = [model for model in models if ran_round(model)]
+    return [_scores(f"Round of {model['model']}", model["round_score_histogram"], scale) for model in ran]
+
+
+def _scores(title: str, counts: Mapping[str, int], scale: tuple[float, float]) -> Chart:
+    return {"title": title, "note": f"{sum(counts.values()):,} votes with a score", "body": histogram(counts, *scale)}
 
 
 def training_charts(histories: Mapping[str, Sequence[Json]]) -> list[Chart]:
@@ -144,9 +149,9 @@ def _over(
     return {"title": title, "note": note, "body": body}
 
 
-def _ran(models: Sequence[Json]) -> list[Json]:
-    """Models whose round was judged."""
-    return [model for model in models if model["judge_mean"]]
+def _measured(models: Sequence[Json], figure: str) -> bool:
+    """Whether any model has a value."""
+    return any(estimate(model[figure]) is not None for model in models)
 
 
 def _complement(share: Estimate | None) -> Estimate | None:

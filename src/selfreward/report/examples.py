@@ -6,7 +6,7 @@ from typing import Any
 from selfreward.artifacts import RunDir, derive_seed, read_rows
 from selfreward.config import Config
 from selfreward.report.names import SHORT_FAILURES
-from selfreward.report.reading import read_judgements, read_measures, read_record
+from selfreward.report.reading import read_judgements, read_record, read_true_scores
 from selfreward.types import Completion, Drop, Judgement, PreferencePair, Prompt
 
 NUM_PAIRED, NUM_UNPAIRED = 4, 1
@@ -52,17 +52,13 @@ def _load(run_dir: RunDir, t: int) -> _Round:
     candidates: dict[str, list[Completion]] = {}
     for item in read_rows(run_dir.samples(t) / "completions.parquet", Completion):
         candidates.setdefault(item.prompt_id, []).append(item)
-    oracle: dict[str, float] = {}
-    if read_record(run_dir.evals(f"m{t + 1}")) is not None:
-        scores = read_measures(run_dir, f"m{t + 1}").get("round_oracle_mean", {})
-        oracle = {unit: value for unit, (value, _) in scores.items()}
     return _Round(
         prompts={item.id: item.text for item in read_rows(run_dir.prompts(t) / "prompts.parquet", Prompt)},
         candidates=candidates,
         judgements={item.completion_id: item for item in read_judgements(run_dir.judgements(t))},
         pairs={item.id: item for item in read_rows(run_dir.pairs(t) / "pairs.parquet", PreferencePair)},
         reasons={drop.id: drop.reason for drop in read_rows(run_dir.pairs(t) / "rejects.parquet", Drop)},
-        oracle=oracle,
+        oracle=read_true_scores(run_dir, t),
     )
 
 

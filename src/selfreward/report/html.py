@@ -11,18 +11,24 @@ from jinja2 import Environment, StrictUndefined
 
 from selfreward.artifacts import RunDir, write_bytes
 from selfreward.report.page import build_page
+from selfreward.report.reading import Json
+from selfreward.report.summary import build_summary
 
 
-def write_report(run_dir: RunDir) -> None:
-    """Render the run's page from its artifacts and store it as report.html. Raises CorruptArtifactError."""
+def write_report(run_dir: RunDir, summary: Json | None = None) -> None:
+    """Render the run's page from its artifacts and store it as report.html. Raises CorruptArtifactError.
+
+    `summary` is the run's summary where it is already at hand; its bootstraps are the slow part of a page.
+    """
     # Text from a damaged tokenizer can hold lone surrogates, which UTF-8 has no bytes for.
-    write_bytes(run_dir.report, render_report(run_dir).encode("utf-8", errors="backslashreplace"))
+    write_bytes(run_dir.report, render_report(run_dir, summary).encode("utf-8", errors="backslashreplace"))
 
 
-def render_report(run_dir: RunDir) -> str:
+def render_report(run_dir: RunDir, summary: Json | None = None) -> str:
     """The page as text; the same artifacts give the same page."""
+    summary = build_summary(run_dir) if summary is None else summary
     script, style = _asset("page.js"), _asset("page.css")
-    return render_template({**build_page(run_dir), "script": script, "style": style, "script_hash": _hash(script)})
+    return render_template({**build_page(run_dir, summary), "script": script, "style": style, "script_hash": _hash(script)})
 
 
 def render_template(page: dict[str, Any]) -> str:

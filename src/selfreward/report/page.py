@@ -6,11 +6,19 @@ from typing import Any
 
 from selfreward.artifacts import RunDir, read_json
 from selfreward.config import Config
-from selfreward.report.charts import model_charts, score_charts, training_charts
+from selfreward.report.charts import model_charts, round_score_charts, score_charts, training_charts
 from selfreward.report.examples import last_round, pick_examples
 from selfreward.report.names import FAILURES, NAMES, interval, number, with_half
-from selfreward.report.reading import Json, finished_models, read_config, read_record, stage_folders
-from selfreward.report.summary import ORACLE_ROUND_FIGURES, build_summary
+from selfreward.report.reading import (
+    Json,
+    estimate,
+    finished_models,
+    ran_round,
+    read_config,
+    read_record,
+    stage_folders,
+)
+from selfreward.report.summary import ORACLE_ROUND_FIGURES
 
 GROUPS = {
     "Answers": ("oracle_mean", "oracle_exact", "greedy_oracle_mean", "greedy_oracle_exact"),
@@ -18,10 +26,11 @@ GROUPS = {
         "judge_pairwise", "judge_pairwise_strict", "judge_tied", "judge_scored", "judge_exact_match", "judge_five_best",
         "judge_spearman", "judge_kendall",
     ),
+    "Scores given to the held-out ranked responses": ("judge_mean", "parse_failure_rate"),
     "Head-to-head with the model before": ("win_rate", "tie_rate_head_to_head", "lose_rate", "first_position"),
     "Text": ("mean_length", "mean_tokens", "truncated_rate", "distinct_1", "distinct_2"),
 }  # fmt: skip
-ROUND_ROWS = ("judge_mean", "pair_yield", "tie_rate", "parse_failure_rate", *ORACLE_ROUND_FIGURES)
+ROUND_ROWS = ("round_judge_mean", "pair_yield", "tie_rate", "round_parse_failure_rate", *ORACLE_ROUND_FIGURES)
 TILES = {
     "oracle_mean": "Answers",
     "greedy_oracle_mean": "Greedy answers",
@@ -31,14 +40,17 @@ TILES = {
 _MORE_IS_BETTER = frozenset({*GROUPS["Answers"], *GROUPS["Judge, against human ranks"]}) - {"judge_tied"}
 
 
-def build_page(run_dir: RunDir) -> dict[str, Any]:
-    """Everything that the template names. Raises CorruptArtifactError when a finished stage cannot be read."""
+def build_page(run_dir: RunDir, summary: Json) -> dict[str, Any]:
+    """Everything that the template names; `summary` is the run's, as `build_summary` gives it.
+
+    Raises CorruptArtifactError when a finished stage cannot be read.
+    """
     config = read_config(run_dir)
-    summary = build_summary(run_dir)
     models = summary["models"]
     evaluated = finished_models(run_dir, config.num_rounds)
     document = read_json(run_dir.evals(evaluated[-1]) / "evals.json") if evaluated else None
-    scale = tuple(document["judge"]["scale"]) if document else (0.0, 5.0)
+    low, high = document["judge"]["scale"] if document else (0, 5)
+    scale = (float(low), float(high))
     example_round = last_round(run_dir, config)
     return {
         "summary": summary,
@@ -47,14 +59,15 @@ def build_page(run_dir: RunDir) -> dict[str, Any]:
         "tiles": list(_tiles(summary)),
         "figures": _figure_groups(summary),
         "model_charts": model_charts(models),
-        "score_charts": score_charts(models, (float(scale[0]), float(scale[1]))),
+        "score_charts": score_charts(models, scale),
+        "round_score_charts": round_score_charts(models, scale),
         "round_rows": list(_round_rows(models)),
-        "round_models": [model["model"] for model in models if model["judge_mean"]],
+        "round_models": [model["model"] for model in models if ran_round(model)],
         "failures": list(_failures(models)),
         "training_charts": training_charts(_histories(run_dir, config)),
         "example_round": example_round,
         "examples": pick_examples(run_dir, config, example_round) if example_round else [],
-        "score_top": float(scale[1]),
+        "score_top": scale[1],
         "lineage": list(_lineage(run_dir, config)),
         "stages": list(_stages(run_dir, config)),
         "settings": list(_settings(config)),
@@ -122,7 +135,7 @@ def _figure_groups(summary: Json) -> list[dict[str, Any]]:
 
 
 def _figure_row(figure: str, models: Sequence[Json], change: Mapping[str, Any] | None) -> dict[str, Any]:
-    known = [model[figure] for model in models if model[figure]]
+    known = [one for model in models if (one := estimate(model[figure]))]
     return {
         "label": NAMES[figure].label,
         "meaning": NAMES[figure].meaning,
@@ -130,7 +143,7 @@ def _figure_row(figure: str, models: Sequence[Json], change: Mapping[str, Any] |
         "change": number(figure, change["value"], sign=True) if change and change["value"] is not None else "",
         "interval": interval(figure, change, sign=True),
         "tone": _tone(figure, change) if change else "plain",
-        "n": known[-1]["n"] if known else 0,
+        "n": known[-1].n if known else 0,
     }
 
 
@@ -141,7 +154,7 @@ def _cell(figure: str, value: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _round_rows(models: Sequence[Json]) -> Iterator[dict[str, Any]]:
-    ran = [model for model in models if model["judge_mean"]]
+    ran = [model for model in models if ran_round(model)]
     for figure in ROUND_ROWS:
         cells = [_cell(figure, model[figure]) for model in ran]
         if any(cell["text"] != "-" for cell in cells):
@@ -150,17 +163,13 @@ def _round_rows(models: Sequence[Json]) -> Iterator[dict[str, Any]]:
 
 def _failures(models: Sequence[Json]) -> Iterator[dict[str, Any]]:
     """Judge votes without a score, by reason: in the rounds and on the held-out ranked sets."""
-    reasons = [
-        reason
-        for reason in FAILURES
-        if any(reason in (m["parse_failures"] or {}) or reason in m["judge_failed_votes"] for m in models)
-    ]
-    for reason in reasons:
-        yield {
-            "reason": FAILURES[reason],
-            "rounds": ["-" if m["parse_failures"] is None else m["parse_failures"].get(reason, 0) for m in models],
-            "heldout": [m["judge_failed_votes"].get(reason, 0) for m in models],
-        }
+    for reason, name in FAILURES.items():
+        if any(reason in m["parse_failures"] or reason in (m["round_parse_failures"] or {}) for m in models):
+            yield {
+                "reason": name,
+                "rounds": [m["round_parse_failures"].get(reason, 0) if ran_round(m) else "-" for m in models],
+                "heldout": [m["parse_failures"].get(reason, 0) for m in models],
+            }
 
 
 def _histories(run_dir: RunDir, config: Config) -> dict[str, list[Json]]:

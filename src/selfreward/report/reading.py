@@ -71,6 +71,23 @@ def read_judgements(folder: Path) -> list[Judgement]:
     return read_rows(folder / "judgements.parquet", Judgement)
 
 
+def read_heldout_votes(run_dir: RunDir, name: str) -> list[Judgement]:
+    """What an evaluated model said of the held-out ranked responses, the same ones for every model."""
+    return read_rows(run_dir.evals(name) / "votes.parquet", Judgement)
+
+
+def read_true_scores(run_dir: RunDir, t: int) -> dict[str, float]:
+    """Completion id -> oracle score of round t's candidates; empty without an oracle or before M_t+1 is evaluated."""
+    if read_record(run_dir.evals(f"m{t + 1}")) is None:
+        return {}
+    return {unit: value for unit, (value, _) in read_measures(run_dir, f"m{t + 1}").get("candidate_oracle", {}).items()}
+
+
+def ran_round(row: Mapping[str, Any]) -> bool:
+    """Whether a summary row's model ran a round whose judging is finished, if only on nothing."""
+    return row["round_parse_failures"] is not None
+
+
 def plain(estimate: Estimate) -> Json:
     """An estimate as it stands in summary.json."""
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}

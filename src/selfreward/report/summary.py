@@ -1,11 +1,12 @@
 """Run directory -> summary.json: every figure of every model with n and a 95 % interval. Reads artifacts only.
 
 Figures of a model's answers and judging come from its evaluation; figures of a round (`ROUND_FIGURES`) stand with the
-model that ran the round as policy. A figure that was not measured is null, never 0.
+model that ran the round as policy. What was not measured is never 0: a figure of an evaluation is null, a figure of a
+round is an object whose value is null.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,34 +17,44 @@ from selfreward.report.reading import (
     finished_models,
     plain,
     read_config,
+    read_heldout_votes,
     read_judgements,
     read_measures,
     read_record,
+    read_true_scores,
     round_folders,
     stage_folders,
 )
 from selfreward.report.verdict import judge_run
-from selfreward.statistics import Units, bootstrap_mean, bootstrap_share, paired_difference, unpaired_difference, wilson
+from selfreward.statistics import (
+    NOTHING,
+    Units,
+    bootstrap_mean,
+    bootstrap_share,
+    paired_difference,
+    unpaired_difference,
+    wilson,
+)
 from selfreward.types import Judgement
 
+VOTE_FIGURES = ("judge_mean", "parse_failure_rate")
+"""Of a model's votes on the held-out ranked responses, the same for every model: mean score and share of votes without
+one, both bootstrapped by ranked set."""
 MODEL_FIGURES = (
     "oracle_mean", "oracle_exact", "greedy_oracle_mean", "greedy_oracle_exact",
     "judge_pairwise", "judge_pairwise_strict", "judge_spearman", "judge_kendall", "judge_exact_match", "judge_five_best",
     "judge_tied", "judge_scored", "mean_length", "mean_tokens", "truncated_rate", "distinct_1", "distinct_2",
-    "win_rate", "tie_rate_head_to_head", "lose_rate", "first_position",
+    "win_rate", "tie_rate_head_to_head", "lose_rate", "first_position", *VOTE_FIGURES,
 )  # fmt: skip
-ROUND_FIGURES = (
-    "judge_mean", "tie_rate", "parse_failure_rate", "pair_yield",
-    "pairs_truly_better", "pairs_truly_worse", "round_oracle_mean",
-)  # fmt: skip
-"""Of the round that a model ran: mean judge score of its candidates (bootstrap by prompt); prompts whose candidates all
-got the same mean score; votes without a score; pairs per prompt; with an oracle, pairs whose chosen response is truly
-better or truly worse than the rejected one, and the candidates' true mean."""
 ORACLE_ROUND_FIGURES = ("pairs_truly_better", "pairs_truly_worse", "round_oracle_mean")
+ROUND_FIGURES = ("round_judge_mean", "round_parse_failure_rate", "tie_rate", "pair_yield", *ORACLE_ROUND_FIGURES)
+"""Of the round that a model ran: mean judge score of its candidates and votes without a score (both bootstrapped by
+prompt); prompts whose candidates all got the same mean score; pairs per prompt; with an oracle, pairs whose chosen
+response is truly better or truly worse than the rejected one, and the candidates' true mean."""
 DIFFERENCE_FIGURES = (
     "oracle_mean", "oracle_exact", "greedy_oracle_mean", "greedy_oracle_exact",
     "judge_pairwise", "judge_pairwise_strict", "judge_spearman", "judge_kendall", "judge_exact_match", "judge_five_best",
-    "judge_scored", "mean_length", "mean_tokens",
+    "judge_scored", "judge_mean", "mean_length", "mean_tokens",
 )  # fmt: skip
 
 
@@ -69,7 +80,8 @@ def build_summary(run_dir: RunDir) -> Json:
         "finished": len(records) == len(list(stage_folders(run_dir, config))),
         "models": [_model(run_dir, config, name) for name in names],
         **_differences(run_dir, config, names),
-        "judge_mean_change": _judge_mean_change(run_dir, config),
+        "self_judged": config.judge.model == POLICY,
+        **_round_changes(run_dir, config),
         "rounds": rounds,
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "tokens": {kind: sum(record["tokens"][kind] for record in records) for kind in ("prompt", "generated")},
@@ -83,66 +95,85 @@ def _model(run_dir: RunDir, config: Config, name: str) -> Json:
     figures = document["figures"]
     row: Json = {"model": name.upper()}
     row |= {figure: figures.get(figure) for figure in MODEL_FIGURES}
-    row |= {"judge_failed_votes": document["judge"]["failed_votes"], "head_to_head": document["head_to_head"]}
-    row |= dict.fromkeys(ROUND_FIGURES) | {"parse_failures": None, "score_histogram": None}
+    row |= _vote_figures(config, read_heldout_votes(run_dir, name), "", name)
+    row |= {"head_to_head": document["head_to_head"]}
+    row |= {figure: plain(NOTHING) for figure in ROUND_FIGURES}
+    row |= {"round_parse_failures": None, "round_score_histogram": None}
     if name != "sft":
         row |= _round_figures(run_dir, config, int(name.removeprefix("m")))
     return row
 
 
 def _round_figures(run_dir: RunDir, config: Config, t: int) -> Json:
-    """What round t says about M_t; nothing before its judging is finished."""
+    """What round t says about M_t: only what is finished, and nothing beyond the rounds that these settings ask for."""
     row: Json = {}
-    if t <= config.num_rounds and read_record(run_dir.judgements(t)) is not None:
-        row |= _judging_figures(run_dir, config, t)
+    if t > config.num_rounds:
+        return row
+    if read_record(run_dir.judgements(t)) is not None:
+        row |= _vote_figures(config, read_judgements(run_dir.judgements(t)), "round_", f"round-{t}")
     prompts, pairs = read_record(run_dir.prompts(t)), read_record(run_dir.pairs(t))
     if prompts is not None and pairs is not None:
         # Prompts whose candidates were all dropped never reach the pair stage, but they are prompts without a pair.
         row["pair_yield"] = plain(wilson(pairs["counts"]["out"], prompts["counts"]["out"]))
         row["tie_rate"] = plain(wilson(pairs["counts"]["dropped"].get("tie", 0), prompts["counts"]["out"]))
-    if t <= config.num_rounds and read_record(run_dir.evals(f"m{t + 1}")) is not None:
+    if read_record(run_dir.evals(f"m{t + 1}")) is not None:
         figures = read_json(run_dir.evals(f"m{t + 1}") / "evals.json")["figures"]
-        row |= {figure: figures.get(figure) for figure in ORACLE_ROUND_FIGURES}
+        row |= {figure: figures[figure] for figure in ORACLE_ROUND_FIGURES if figure in figures}
     return row
 
 
-def _judging_figures(run_dir: RunDir, config: Config, t: int) -> Json:
-    judgements = read_judgements(run_dir.judgements(t))
+def _vote_figures(config: Config, judgements: Sequence[Judgement], prefix: str, source: str) -> Json:
+    """Scores and failures of these judgements; `source` names their place in the seeds of the intervals."""
     votes = [vote for judgement in judgements for vote in judgement.votes]
-    failed = {
-        judgement.completion_id: (1 - judgement.num_valid / len(judgement.votes), float(len(judgement.votes)))
-        for judgement in judgements
-    }
-    samples = config.eval.bootstrap_samples
     failures = Counter(vote.failure for vote in votes if vote.failure)
     scores = Counter(f"{vote.score:g}" for vote in votes if vote.score is not None)
+    mean, failed = judge_mean_units(judgements), failure_units(judgements)
+    samples = config.eval.bootstrap_samples
     return {
-        "judge_mean": plain(bootstrap_mean(judge_mean_units(judgements), _seed(config, f"judge_mean/{t}"), samples)),
-        "parse_failure_rate": plain(bootstrap_share(failed, _seed(config, f"parse_failure_rate/{t}"), samples)),
-        "parse_failures": {str(reason): count for reason, count in failures.most_common()},
-        "score_histogram": {score: scores[score] for score in sorted(scores, key=float)},
+        f"{prefix}judge_mean": plain(bootstrap_mean(mean, _seed(config, f"judge_mean/{source}"), samples)),
+        f"{prefix}parse_failure_rate": plain(bootstrap_share(failed, _seed(config, f"parse_failure_rate/{source}"), samples)),
+        f"{prefix}parse_failures": {str(reason): count for reason, count in failures.most_common()},
+        f"{prefix}score_histogram": {score: scores[score] for score in sorted(scores, key=float)},
     }
 
 
 def judge_mean_units(judgements: Sequence[Judgement]) -> Units:
-    """Prompt -> (mean score of its scored candidates, their number)."""
-    by_prompt: dict[str, list[float]] = {}
-    for judgement in judgements:
-        if judgement.score is not None:
-            by_prompt.setdefault(judgement.completion_id.rsplit("/", maxsplit=1)[0], []).append(judgement.score)
-    return {prompt: (sum(scores) / len(scores), float(len(scores))) for prompt, scores in by_prompt.items()}
+    """Prompt or ranked set -> (mean score of its scored responses, their number)."""
+    return _by_prompt((item.completion_id, item.score) for item in judgements if item.score is not None)
+
+
+def failure_units(judgements: Sequence[Judgement]) -> Units:
+    """Prompt or ranked set -> (share of the votes on its responses without a score, number of votes)."""
+    return _by_prompt((item.completion_id, float(vote.score is None)) for item in judgements for vote in item.votes)
+
+
+def excess_units(judgements: Sequence[Judgement], true_scores: Mapping[str, float]) -> Units:
+    """Prompt -> (mean of judge score - true score over its candidates that have both, their number)."""
+    return _by_prompt(
+        (item.completion_id, item.score - true_scores[item.completion_id])
+        for item in judgements
+        if item.score is not None and item.completion_id in true_scores
+    )
+
+
+def _by_prompt(values: Iterable[tuple[str, float]]) -> Units:
+    """Values of responses (ids `<prompt>/<index>`) put together by prompt: those of one prompt are not independent."""
+    grouped: dict[str, list[float]] = {}
+    for response_id, value in values:
+        grouped.setdefault(response_id.rsplit("/", maxsplit=1)[0], []).append(value)
+    return {prompt: (sum(group) / len(group), float(len(group))) for prompt, group in grouped.items()}
 
 
 def _differences(run_dir: RunDir, config: Config, names: Sequence[str]) -> Json:
     """Last evaluated model minus M1, paired by held-out prompt or ranked set."""
     if "m1" not in names or names[-1] == "m1":
         return {"differences": {}, "difference_of": None}
-    new, old = read_measures(run_dir, names[-1]), read_measures(run_dir, "m1")
+    new, old = _units(run_dir, names[-1]), _units(run_dir, "m1")
     differ = partial(paired_difference, samples=config.eval.bootstrap_samples)
     return {
         "differences": {
             figure: plain(differ(new[figure], old[figure], _seed(config, f"difference/{figure}")))
-            if figure in new and figure in old
+            if new.get(figure) and old.get(figure)
             else None
             for figure in DIFFERENCE_FIGURES
         },
@@ -150,14 +181,33 @@ def _differences(run_dir: RunDir, config: Config, names: Sequence[str]) -> Json:
     }
 
 
-def _judge_mean_change(run_dir: RunDir, config: Config) -> Json | None:
-    """Mean score that the judge gave in the last round minus the first round's; other prompts, so unpaired."""
+def _units(run_dir: RunDir, name: str) -> Mapping[str, Units]:
+    return {**read_measures(run_dir, name), "judge_mean": judge_mean_units(read_heldout_votes(run_dir, name))}
+
+
+def _round_changes(run_dir: RunDir, config: Config) -> Json:
+    """Last judged round minus the first; other prompts, so unpaired.
+
+    `round_judge_mean_change`: of the scores that the judge gave. `round_excess_change`: of what it gave beyond the true
+    scores of the same candidates, over the rounds whose true scores are known. Null with fewer than two such rounds.
+    """
     judged = [t for t in range(1, config.num_rounds + 1) if read_record(run_dir.judgements(t)) is not None]
-    if len(judged) < 2:
+    judgements = {t: read_judgements(run_dir.judgements(t)) for t in judged}
+    means = {t: judge_mean_units(items) for t, items in judgements.items()}
+    excess = {t: excess_units(items, read_true_scores(run_dir, t)) for t, items in judgements.items()}
+    return {
+        "round_judge_mean_change": _change(config, means, "round_judge_mean_change"),
+        "round_excess_change": _change(config, excess, "round_excess_change"),
+    }
+
+
+def _change(config: Config, rounds: Mapping[int, Units], figure: str) -> Json | None:
+    known = [t for t, units in rounds.items() if units]
+    if len(known) < 2:
         return None
-    new, old = (judge_mean_units(read_judgements(run_dir.judgements(t))) for t in (judged[-1], judged[0]))
-    change = unpaired_difference(new, old, _seed(config, "judge_mean_change"), config.eval.bootstrap_samples)
-    return {**plain(change), "rounds": [judged[0], judged[-1]], "self_judged": config.judge.model == POLICY}
+    first, last = known[0], known[-1]
+    change = unpaired_difference(rounds[last], rounds[first], _seed(config, figure), config.eval.bootstrap_samples)
+    return {**plain(change), "rounds": [first, last]}
 
 
 def _round(run_dir: RunDir, config: Config, t: int) -> Json:

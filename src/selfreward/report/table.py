@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfreward.report.names import NAMES, interval, number, with_half
+from selfreward.report.reading import estimate
 
 COLUMNS: dict[str, tuple[str, bool]] = {
     "oracle_mean": ("oracle\n0-5", True),
@@ -23,7 +24,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
 }
 """Figure -> its heading and whether half its interval is shown."""
 ORACLE_COLUMNS = frozenset({"oracle_mean", "greedy_oracle_mean", "oracle_exact"})
-CHANGES = ("oracle_mean", "oracle_exact", "greedy_oracle_mean", "judge_pairwise", "judge_spearman", "mean_length")
+CHANGES = ("oracle_mean", "oracle_exact", "greedy_oracle_mean", "judge_pairwise", "judge_spearman", "judge_mean", "mean_length")
 
 
 def render_table(summary: Mapping[str, Any], width: int = 80) -> str:
@@ -40,7 +41,7 @@ def render_table(summary: Mapping[str, Any], width: int = 80) -> str:
         return console.export_text()
     console.print(_models(summary["models"]))
     console.print(_legend(summary["models"]), style="dim")
-    changes = [figure for figure in CHANGES if summary["differences"].get(figure)]
+    changes = [figure for figure in CHANGES if estimate(summary["differences"].get(figure))]
     if changes:
         console.print(_changes(summary, changes))
     return console.export_text()
@@ -52,7 +53,7 @@ def _models(models: Sequence[Mapping[str, Any]]) -> Table:
     figures = _shown(models)
     for figure in figures:
         table.add_column(COLUMNS[figure][0], justify="right", no_wrap=True)
-    with_contest = any(model["win_rate"] for model in models)
+    with_contest = any(estimate(model["win_rate"]) for model in models)
     if with_contest:
         table.add_column("win/\nlose %", justify="right", no_wrap=True)
     for model in models:
@@ -63,7 +64,7 @@ def _models(models: Sequence[Mapping[str, Any]]) -> Table:
 
 def _shown(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """Figures that at least one model has; diversity takes the place of an oracle that is not there."""
-    figures = [figure for figure in COLUMNS if any(model[figure] for model in models)]
+    figures = [figure for figure in COLUMNS if any(estimate(model[figure]) for model in models)]
     return [figure for figure in figures if figure != "distinct_2"] if ORACLE_COLUMNS & set(figures) else figures
 
 
@@ -75,15 +76,16 @@ def _cell(figure: str, value: Mapping[str, Any] | None) -> str:
 
 
 def _contest(model: Mapping[str, Any]) -> str:
-    if not model["win_rate"]:
+    wins, losses = estimate(model["win_rate"]), estimate(model["lose_rate"])
+    if wins is None or losses is None or wins.value is None or losses.value is None:
         return "-"
-    return f"{100 * model['win_rate']['value']:.0f}/{100 * model['lose_rate']['value']:.0f}"
+    return f"{100 * wins.value:.0f}/{100 * losses.value:.0f}"
 
 
 def _legend(models: Sequence[Mapping[str, Any]]) -> str:
     size = {figure: max((model[figure] or {"n": 0})["n"] for model in models) for figure in ("mean_length", "judge_pairwise")}
-    own = "; own score, no score: in the round that the model ran" if any(model["judge_mean"] for model in models) else ""
-    contest = "; win/lose: against the model before" if any(model["win_rate"] for model in models) else ""
+    own = "; own score, no score: of the ranked responses" if any(estimate(model["judge_mean"]) for model in models) else ""
+    contest = "; win/lose: against the model before" if any(estimate(model["win_rate"]) for model in models) else ""
     return (
         f"± half a 95 % interval; n = {size['mean_length']} held-out prompts, {size['judge_pairwise']} ranked sets; "
         f"judge pairs: equal scores count 1/2{own}{contest}"
@@ -100,7 +102,6 @@ def _changes(summary: Mapping[str, Any], figures: Sequence[str]) -> Table:
     for figure in figures:
         change = summary["differences"][figure]
         unit = " (points)" if NAMES[figure].unit == "share" else ""
-        if change["value"] is not None:
-            value = number(figure, change["value"], sign=True)
-            table.add_row(f"{NAMES[figure].label}{unit}", value, interval(figure, change, sign=True), str(change["n"]))
+        value = number(figure, change["value"], sign=True)
+        table.add_row(f"{NAMES[figure].label}{unit}", value, interval(figure, change, sign=True), str(change["n"]))
     return table

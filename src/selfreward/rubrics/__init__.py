@@ -53,12 +53,13 @@ PLACEHOLDERS: dict[Kind, frozenset[str]] = {
 
 _MARKS = r"[ \t*_`<\[({\"'$]*"
 _NUMBER = r"[-\u2212]?\d+(?:\.\d{1,3}|,\d{1,2})?"
+_OPERATORS = r"[-\u2010-\u2015\u2212~\uff5e\u2026,;|&+=x\u00d7]|\.{2,}|(?:to|or|and)\b"
 SCORE_PATTERN = (
     r"(?i)(?<![a-z])score[ \t*_`]*(?:\([^()\n]*\)[ \t*_`]*)?[:\uff1a]"  # `Score:`, `**Score**:`, `Score (0-5):`
     r"(?:" + _MARKS + r"(?:\\boxed\{)?(?:\d[\d .+]*=[ \t]*)?"  # an addition before the total: `1 + 1 + 1 = 3`
     rf"(?P<verdict>{_NUMBER})(?![\d%]|[.,]\d)"
-    r"(?![ \t]*(?:[-\u2013+=]|to\b|or\b)[ \t]*\d)"  # `3-4`, `3 + 1` without a total: no verdict
-    r"(?:[ \t*_`(]*(?:/|out of)[ \t*_`]*(?P<out_of>\d+(?:\.\d+)?))?"
+    rf"(?![ \t*_`]*(?:{_OPERATORS})[ \t*_`]*\d|[ \t]*\*[ \t]*\d)"  # `3-4`, `4, 5`, `3 + 1` without a total: no verdict
+    r"(?:[ \t*_`(]*(?:(?:points?|pts)\b[ \t*_`(]*)?(?:/|(?:out[ \t]+)?of\b)[ \t*_`]*(?P<out_of>\d+(?:\.\d+)?))?"
     r")?"
 )
 """Default pattern of pointwise rubrics. It matches every `Score:`; `verdict` is the number behind it, None where there is

@@ -6,12 +6,15 @@ other prompts with several ranked replies. Only human-written, reviewed, not del
 One tree serves one purpose. Trees are taken in an order that depends on nothing but their ids, so every run over the
 same file holds out the same prompts: first the held-out ranked sets, then the EFT ranked sets, then the held-out
 prompts, then IFT. A file with too few trees gives each its share in proportion to the sizes asked for, at least one.
+Ranked trees that are left then join the EFT ranked sets, because the judge's filter drops many sets and the `eft` stage
+keeps `seed.num_eft` targets at most; with `seed.num_eft=0` there are no such sets.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,8 @@ class Tree:
 
 
 def load_oasst(path: Path, config: SeedConfig) -> SeedData:
-    """Read an export and split its trees. Each tree is one row: in one split, or dropped with a reason.
+    """Read an export and split its trees. Each tree is one row: in one split, or dropped with a reason and kept as JSON
+    (a first turn; without its replies where the prompt itself is unusable).
 
     Reasons: `not_ready`, `lang`, `deleted`, `unreviewed`, `synthetic`, `blank` (about the prompt), `duplicate`,
     `no_usable_reply`, `over_limit`. Replies left out are counted in the notes by the same reasons and `unranked`.
@@ -62,7 +66,7 @@ def load_oasst(path: Path, config: SeedConfig) -> SeedData:
         if isinstance(parsed, Drop):
             drops.append(parsed)
         elif normalise(parsed.prompt) in seen:
-            drops.append(Drop(parsed.id, "duplicate", parsed.prompt))
+            drops.append(_drop(parsed, "duplicate"))
         else:
             seen.add(normalise(parsed.prompt))
             trees.append(parsed)
@@ -70,7 +74,7 @@ def load_oasst(path: Path, config: SeedConfig) -> SeedData:
     for name in SPLITS:
         if not splits[name] and not (name == "ranked_train" and config.num_eft == 0):
             raise DataError(f"{path} leaves no tree for {name}: {len(trees)} usable trees, dropped {_by_reason(drops)}")
-    drops.extend(Drop(tree.id, "over_limit" if tree.replies else "no_usable_reply", tree.prompt) for tree in left)
+    drops.extend(_drop(tree, "over_limit" if tree.replies else "no_usable_reply") for tree in left)
     return SeedData(
         ift=tuple(Demonstration(f"ift-{tree.id}", tree.prompt, tree.best or "") for tree in splits["ift"]),
         eft_train=(),
@@ -85,7 +89,7 @@ def load_oasst(path: Path, config: SeedConfig) -> SeedData:
 def split_trees(trees: Sequence[Tree], config: SeedConfig) -> tuple[dict[str, list[Tree]], list[Tree]]:
     """Hand the trees out: (split -> trees, trees left over); see the module's docstring.
 
-    `seed.num_eft` counts targets, one for each ranked reply, so it asks for `num_eft / mean replies` sets.
+    `seed.num_eft` counts targets, one for each ranked reply, so it asks for `num_eft / mean replies` sets at least.
     """
     ordered = sorted(trees, key=lambda tree: (derive_seed("oasst", tree.id), tree.id))
     ranked = [tree for tree in trees if tree.is_ranked]
@@ -109,6 +113,9 @@ def split_trees(trees: Sequence[Tree], config: SeedConfig) -> tuple[dict[str, li
         splits[name] = [tree for tree in ordered if fits[name](tree)][:quota]
         taken = {tree.id for tree in splits[name]}
         ordered = [tree for tree in ordered if tree.id not in taken]
+    if config.num_eft:
+        splits["ranked_train"] += [tree for tree in ordered if tree.is_ranked]
+        ordered = [tree for tree in ordered if not tree.is_ranked]
     return splits, ordered
 
 
@@ -122,7 +129,8 @@ def _parse_tree(row: Row, lang: str, num_replies_dropped: Counter[str]) -> Tree 
     reason = None if row.value.get("tree_state", READY) == READY else "not_ready"
     reason = reason or _unusable(first, lang)
     if reason:
-        return Drop(tree_id, reason, str(root.get("text", "")))
+        message = {key: value for key, value in root.items() if key != "replies"}
+        return Drop(tree_id, reason, json.dumps(message, ensure_ascii=False))
     usable: list[tuple[int, str]] = []
     best = None
     for reply in first.rows("replies") if root.get("replies") else []:
@@ -158,6 +166,10 @@ def _unusable(message: Row, lang: str) -> str | None:
 
 def _ranked_set(tree: Tree, prefix: str) -> RankedSet:
     return RankedSet(f"{prefix}-{tree.id}", tree.prompt, tree.replies, tree.ranks)
+
+
+def _drop(tree: Tree, reason: str) -> Drop:
+    return Drop(tree.id, reason, json.dumps(asdict(tree), ensure_ascii=False))
 
 
 def _by_reason(drops: Sequence[Drop]) -> dict[str, int]:

@@ -1,25 +1,32 @@
 """Preference training of one round (paper section 2.4): M_t + its own pairs -> M_{t+1}.
 
-In: M_t, the round's pairs, judgement pairs where replay is on. Out: checkpoint/, history.json. The reference is M_t
-itself, frozen. `dpo.method: positives-only` is the paper's control: SFT on the chosen answers, same optimizer settings.
+In: M_t, the round's pairs, judgement pairs or EFT items where replay is on. Out: checkpoint/, history.json. The reference is
+M_t itself, frozen. `dpo.method: positives-only` is the paper's control: SFT on the chosen answers, same optimizer settings.
+With `replay.method=sft` one epoch of fine-tuning on the round's EFT items follows (replay.json).
 """
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from selfreward.artifacts import Artifact, Run, Stage, read_json, read_rows
 from selfreward.errors import DataError
+from selfreward.judging import judge_messages
+from selfreward.rubrics import load_rubric
 from selfreward.stages._roles import model_name
 from selfreward.stages._training import context_of, record_training
-from selfreward.training import SftExample
+from selfreward.training import SftExample, TrainResult
 from selfreward.training.dpo import train_dpo
 from selfreward.training.sft import train_sft
-from selfreward.types import Counts, PreferencePair
+from selfreward.types import Counts, EftExample, PreferencePair
 
 
 def run(run: Run, t: int, model: Artifact, pairs: Artifact, replay: Artifact | None) -> Artifact:
     """Train M_{t+1}. Raises DataError when there are fewer than `pair.min_pairs` pairs.
 
-    A round without pairs (`pair.min_pairs=0`) passes M_t on unchanged; the record says `trained: false`.
+    `pair.min_pairs=0` lets a round go on without answer pairs: it trains on its judgement pairs alone, and without those
+    too it passes M_t on unchanged; the record then says `trained: false`.
     """
     config = run.config
     inputs = {"start": model, "pairs": pairs} | ({"replay": replay} if replay else {})
@@ -35,24 +42,59 @@ def run(run: Run, t: int, model: Artifact, pairs: Artifact, replay: Artifact | N
                 "propose.num_prompts, sample.num_candidates or judge.num_votes"
             )
         stage.roles = {"policy": model_name(model), "reference": model_name(model), "trained": f"m{t + 1}"}
-        if not answers:
-            return _pass_on(stage, model)
+        stage.notes |= {"num_answer_pairs": len(answers), "method": config.dpo.method}
+        if replay and config.replay.method == "sft":
+            return _train_and_replay(stage, model, answers, read_rows(replay.path / "examples.parquet", EftExample))
         judgements = read_rows(replay.path / "pairs.parquet", PreferencePair) if replay else []
-        stage.notes |= {"num_answer_pairs": len(answers), "num_judgement_pairs": len(judgements), "method": config.dpo.method}
-        return _train(stage, model, [*answers, *judgements])
+        stage.notes["num_judgement_pairs"] = len(judgements)
+        if not answers and not judgements:
+            return _pass_on(stage, model)
+        pairs_now = [*answers, *judgements]
+        return record_training(stage, _train(stage, model, pairs_now, stage.path / "checkpoint"), len(pairs_now))
 
-    return run.stage(f"round-{t}/model", {"dpo": config.dpo}, inputs, work)
+    sections: dict[str, Any] = {"dpo": config.dpo}
+    if replay and config.replay.method == "sft":
+        sections |= {
+            "replay": config.replay,
+            "sft": config.sft,
+            "rubric": load_rubric(config.judge.rubric, "pointwise").content_hash,
+        }
+    return run.stage(f"round-{t}/model", sections, inputs, work)
 
 
-def _train(stage: Stage, model: Artifact, pairs: list[PreferencePair]) -> Counts:
-    options, output = stage.config.dpo, stage.path / "checkpoint"
+def _train_and_replay(stage: Stage, model: Artifact, pairs: list[PreferencePair], items: list[EftExample]) -> Counts:
+    """Preference training, then one epoch on the EFT items with the learning rate of `replay.learning_rate`."""
+    config = stage.config
+    between = stage.path / "before-replay"
+    first = _train(stage, model, pairs, between) if pairs else None
+    rate = config.replay.learning_rate
+    options = config.sft.model_copy(
+        update={"learning_rate": rate, "final_learning_rate": min(config.sft.final_learning_rate, rate), "num_epochs": 1}
+    )
+    rubric = load_rubric(config.judge.rubric, "pointwise")
+    examples = [SftExample(item.id, judge_messages(rubric, item.instruction, item.response), item.judgement) for item in items]
+    second = train_sft(between if first else model.checkpoint, examples, stage.path / "checkpoint", options, context_of(stage))
+    shutil.rmtree(between, ignore_errors=True)
+    stage.write_json("replay", list(second.history))
+    stage.notes["num_replayed"] = second.num_examples
+    both = second
+    if first:
+        both = replace(
+            first,
+            num_examples=first.num_examples + second.num_examples,
+            dropped=(*first.dropped, *second.dropped),
+            num_tokens=first.num_tokens + second.num_tokens,
+        )
+    return record_training(stage, both, len(pairs) + len(items))
+
+
+def _train(stage: Stage, model: Artifact, pairs: list[PreferencePair], output: Path) -> TrainResult:
+    options = stage.config.dpo
     if options.method == "positives-only":
         del stage.roles["reference"]
         examples = [SftExample(pair.id, pair.messages, pair.chosen) for pair in pairs]
-        result = train_sft(model.checkpoint, examples, output, options, context_of(stage))
-    else:
-        result = train_dpo(model.checkpoint, pairs, output, options, context_of(stage))
-    return record_training(stage, result, len(pairs))
+        return train_sft(model.checkpoint, examples, output, options, context_of(stage))
+    return train_dpo(model.checkpoint, pairs, output, options, context_of(stage))
 
 
 def _pass_on(stage: Stage, model: Artifact) -> Counts:

@@ -15,11 +15,11 @@ from itertools import combinations
 
 from selfreward.artifacts import Artifact, Run, Stage, derive_seed, read_rows
 from selfreward.engines import open_engine
+from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
 from selfreward.errors import DataError
 from selfreward.judging import judge_messages, parse_vote
 from selfreward.rubrics import Rubric, load_rubric
-from selfreward.stages._generate import collect
 from selfreward.stages._roles import cast_role
 from selfreward.types import Counts, Drop, EftExample, Generation, Judgement, RankedSet, Request, Sampling, Vote
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from selfreward.artifacts import Artifact, Run, Stage, read_rows
 from selfreward.engines import open_engine
+from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
 from selfreward.judging import judge_messages, judgement_of, parse_vote
 from selfreward.rubrics import Rubric, load_rubric
-from selfreward.stages._generate import collect
 from selfreward.stages._roles import cast_role, model_name
 from selfreward.types import Completion, Counts, Drop, Judgement, Request, Sampling
 

@@ -17,11 +17,11 @@ from functools import partial
 from selfreward.artifacts import Artifact, Run, Stage, read_rows
 from selfreward.config import ProposeConfig
 from selfreward.engines import open_engine
+from selfreward.engines.asking import collect, refuse_engine_failure
 from selfreward.errors import DataError
 from selfreward.filters import RougePool, normalise, refuse
 from selfreward.judging import propose_prompt
 from selfreward.rubrics import Rubric, load_rubric
-from selfreward.stages._generate import collect, refuse_engine_failure
 from selfreward.stages._roles import cast_role, model_name
 from selfreward.types import Counts, Demonstration, Drop, Generation, Prompt, RankedSet, Request, Sampling
 

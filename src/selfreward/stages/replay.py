@@ -1,9 +1,11 @@
-"""Judge training inside a round (an option, not in the paper): pairs of judgements instead of answers.
+"""Judge training inside a round (an option, not in the paper).
 
-In: EFT targets, M_t. Out: pairs.parquet with kind `judgement`: a right judgement over a vote of M_t on the same response
+In: EFT targets, M_t. Out, with `replay.method=sft`: examples.parquet, the EFT items that the round fine-tunes on after DPO.
+Out, with `replay.method=pairs`: pairs.parquet with kind `judgement`: a right judgement over a vote of M_t on the same response
 whose score is wrong by `replay.min_score_gap` or more. Right is the seed target, or (`replay.chosen=vote`) M_t's own vote
 with the target's score. A vote without a score, or cut by the token limit, is not used.
-Dropped items: `no_valid_vote`, `agrees` (all valid votes are near the target).
+Dropped items: `no_valid_vote`, `agrees` (all valid votes are near the target). Different wrong votes of an item beyond
+`replay.max_pairs_per_item` make no pair; the notes count them as `num_pairs_over_limit`.
 """
 
 import json
@@ -15,17 +17,19 @@ from functools import partial
 from selfreward.artifacts import Artifact, Run, Stage, derive_seed, read_rows
 from selfreward.config import ReplayConfig
 from selfreward.engines import open_engine
+from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
 from selfreward.judging import judge_messages, parse_vote
 from selfreward.rubrics import Rubric, load_rubric
-from selfreward.stages._generate import collect
 from selfreward.stages._roles import cast_role
 from selfreward.types import Counts, Drop, EftExample, Judgement, PreferencePair, Request, Sampling
 
 
 def run(run: Run, t: int, model: Artifact, eft: Artifact) -> Artifact:
-    """Let M_t judge a sample of the EFT items again and pair its wrong votes with the targets."""
+    """Draw the round's EFT items; for `pairs` let M_t judge them again and pair its right votes with its wrong ones."""
     config = run.config
+    if config.replay.method == "sft":
+        return run.stage(f"round-{t}/replay", {"replay": config.replay}, {"eft": eft}, _draw_examples)
     rubric = load_rubric(config.judge.rubric, "pointwise")
     player = cast_role("policy", model, config)
     sections = {
@@ -43,18 +47,29 @@ def run(run: Run, t: int, model: Artifact, eft: Artifact) -> Artifact:
             judged = stage.chunks("votes", items, size, partial(judge_items, stage, engine, rubric), Judgement)
         pairs: list[PreferencePair] = []
         drops: list[Drop] = []
+        num_over_limit = 0
         for item, judgement in zip(items, judged, strict=True):
             made = judgement_pairs(rubric, item, judgement, config.replay)
             if isinstance(made, str):
                 drops.append(Drop(item.id, made, json.dumps(asdict(judgement), ensure_ascii=False)))
             else:
                 pairs += made[: config.replay.max_pairs_per_item]
+                num_over_limit += len(made[config.replay.max_pairs_per_item :])
         stage.write_rows("pairs", pairs, PreferencePair)
         stage.reject(drops)
-        stage.notes["num_pairs"] = len(pairs)
+        stage.notes |= {"num_pairs": len(pairs), "num_pairs_over_limit": num_over_limit}
         return Counts(len(items), len(items) - len(drops), Counter(drop.reason for drop in drops))
 
     return run.stage(f"round-{t}/replay", sections, {"eft": eft, **player.inputs}, work)
+
+
+def _draw_examples(stage: Stage) -> Counts:
+    # The stage runs after its `eft` input is finished; its folder is fixed.
+    targets = read_rows(stage.run.dir.eft / "eft_train.parquet", EftExample)
+    items = draw_items(targets, stage.config.replay.num_items, stage.seed("items"))
+    stage.write_rows("examples", items, EftExample)
+    stage.notes["num_examples"] = len(items)
+    return Counts(len(items), len(items))
 
 
 def draw_items(items: Sequence[EftExample], number: int, seed: int) -> list[EftExample]:

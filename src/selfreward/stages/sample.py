@@ -12,8 +12,8 @@ from functools import partial
 
 from selfreward.artifacts import Artifact, Run, Stage, read_rows
 from selfreward.engines import open_engine
+from selfreward.engines.asking import collect, refuse_engine_failure
 from selfreward.engines.base import Engine
-from selfreward.stages._generate import collect, refuse_engine_failure
 from selfreward.stages._roles import cast_role
 from selfreward.types import Completion, Counts, Drop, Message, Prompt, Request, Sampling
 

@@ -5,6 +5,7 @@ ours, nothing is sent or written anywhere but the result, and what must hold (fi
 """
 
 import copy
+import gc
 import math
 import os
 import shutil
@@ -28,6 +29,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from selfreward.config import DpoConfig, OptimConfig
 from selfreward.engines.loading import load_model, load_tokenizer, pick_device
 from selfreward.errors import ConfigError, ModelError, TrainingError
+from selfreward.progress import Advance, Progress
 from selfreward.storage import TEMPORARY_PREFIX
 from selfreward.training.common import TrainContext, count_steps, epoch_order
 
@@ -149,6 +151,17 @@ class DpoTrainer(_OursMixin, DPOTrainer):  # type: ignore[misc]
     dropout: float = 0.0
     _checked = False
 
+    def __init__(self, *args: Any, advance: Advance, **kwargs: Any) -> None:
+        """TRL takes the reference's log-probabilities in here; `advance` hears of every batch of pairs."""
+        self._advance = advance
+        super().__init__(*args, **kwargs)
+
+    def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+        """TRL's log-probabilities of one batch, the chosen and the rejected answers'."""
+        logps: tuple[torch.Tensor, torch.Tensor] = super().compute_ref_log_probs(model, inputs)
+        self._advance(len(logps[0]))
+        return logps
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """TRL's loss, measured and checked."""
         assert not return_outputs, "nothing here evaluates with TRL"
@@ -195,7 +208,7 @@ def sft_trainer(base: Base, columns: Columns, options: OptimConfig, seed: int, s
     )
 
 
-def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, seed: int, scratch: Path) -> DpoTrainer:
+def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, seed: int, scratch: Path, progress: Progress) -> DpoTrainer:
     """TRL's trainer for rows of `prompt_ids`, `chosen_ids` and `rejected_ids`; takes the reference's log-probabilities."""
     for ids in columns.values():
         _check_ids(base, ids)
@@ -210,9 +223,11 @@ def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, seed: int, scr
         max_length=None,
     )
     base.model.eval()  # the reference is taken without dropout
-    trainer = DpoTrainer(
-        model=base.model, args=args, train_dataset=datasets.Dataset.from_dict(columns), processing_class=base.tokenizer
-    )
+    # TRL stores the log-probabilities beside the rows; those of rows in memory would stay in the temporary folder.
+    datasets.Dataset.from_dict(columns).save_to_disk(scratch / "pairs")
+    pairs = datasets.load_from_disk(scratch / "pairs")
+    with progress.task("reference log-probabilities", len(pairs)) as advance:
+        trainer = DpoTrainer(model=base.model, args=args, train_dataset=pairs, processing_class=base.tokenizer, advance=advance)
     trainer.nll_weight, trainer.dropout = options.nll_weight, options.dropout
     return trainer
 
@@ -353,6 +368,13 @@ def save(base: Base, output: Path) -> None:
         shutil.rmtree(output)
     temporary.rename(output)
     _sync(output.parent)
+
+
+def release() -> None:
+    """Free what a finished training held: trainers sit in reference cycles, and the next stage needs the memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _sync(path: Path) -> None:

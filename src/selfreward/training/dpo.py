@@ -38,7 +38,9 @@ def train_dpo(
         "rejected_ids": [row.answers[1] for row in rows],
     }
     with _trl.workspace(base) as scratch:
-        trainer = _trl.dpo_trainer(base, columns, options, context.seed, scratch)
+        trainer = _trl.dpo_trainer(base, columns, options, context.seed, scratch, context.progress)
         history = _trl.fit(trainer, [row.length for row in rows], options, context)
     _trl.save(base, output)
+    del trainer, base
+    _trl.release()
     return make_result(rows, dropped, history, options)

@@ -45,4 +45,6 @@ def train_sft(
         trainer = _trl.sft_trainer(base, columns, options, context.seed, scratch)
         history = _trl.fit(trainer, [row.length for row in rows], options, context)
     _trl.save(base, output)
+    del trainer, base
+    _trl.release()
     return make_result(rows, dropped, history, options)

@@ -1,4 +1,4 @@
-"""Ask an engine inside a stage, and check that it answered."""
+"""Ask an engine inside a stage or an evaluation, and check that it answered."""
 
 from collections.abc import Sequence
 

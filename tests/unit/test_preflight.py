@@ -1,0 +1,104 @@
+"""preflight.py: what a config names is checked before a model loads."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfreward.config import Config
+from selfreward.errors import ConfigError
+from selfreward.preflight import check_config
+
+
+@pytest.fixture
+def folder(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may break."""
+    return Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+
+
+def without_template(folder: Path) -> Path:
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_whole_model_folder_passes(make_config: Callable[..., Config], folder: Path) -> None:
+    lines = check_config(make_config(model={"path": str(folder)}, judge={"model": str(folder)}))
+    assert f"model.path: {folder} (llama)" in lines
+    assert f"judge.model: {folder} (llama)" in lines
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(
+    make_config: Callable[..., Config], folder: Path, tmp_path: Path
+) -> None:
+    without_template(folder)
+    with pytest.raises(ConfigError, match=r"model\.path=.*no chat template.*set model\.chat_template"):
+        check_config(make_config(model={"path": str(folder)}))
+    with pytest.raises(ConfigError, match=r"judge\.model=.*no chat template"):
+        check_config(make_config(judge={"model": str(folder)}))
+    (tmp_path / "own.jinja").write_text("{{ messages }}")
+    check_config(make_config(model={"path": str(folder), "chat_template": str(tmp_path / "own.jinja")}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
+    check_config(make_config(model={"path": str(folder)}))
+
+
+def test_a_plain_continuation_proposer_needs_no_chat_template(
+    make_config: Callable[..., Config], folder: Path, tmp_path: Path
+) -> None:
+    without_template(folder)
+    with pytest.raises(ConfigError, match=r"propose\.model=.*no chat template"):
+        check_config(make_config(propose={"model": str(folder)}))
+    check_config(make_config(propose={"model": str(folder), "template": "lab_self_instruct"}))
+
+
+def test_an_adapter_is_refused(make_config: Callable[..., Config], folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"model\.path=.*is an adapter"):
+        check_config(make_config(model={"path": str(folder)}))
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_an_unreadable_model_config_is_named(make_config: Callable[..., Config], folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"model\.path=.*config\.json"):
+        check_config(make_config(model={"path": str(folder)}))
+
+
+def test_training_starts_from_the_model_whoever_generates(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.path=.*is no folder"):
+        check_config(make_config(engine={"name": "scripted", "script": "echo"}, model={"path": str(tmp_path / "nowhere")}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({"judge": {"model": "scripted:nobody"}}, "judge.model"),
+        ({"propose": {"model": "scripted:nobody"}}, "propose.model"),
+        ({"engine": {"name": "scripted", "script": "nobody"}}, "engine.script"),
+    ],
+)
+def test_an_unknown_script_is_named(make_config: Callable[..., Config], settings: dict[str, Any], setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{setting}: there is no script 'nobody'; known are random, echo"):
+        check_config(make_config(**settings))
+
+
+def test_a_broken_script_is_named(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    (tmp_path / "script.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"judge\.model: .*not valid JSON"):
+        check_config(make_config(judge={"model": f"scripted:{tmp_path / 'script.json'}"}))
+    assert "judge.model: script 'random'" in check_config(make_config(judge={"model": "scripted:random"}))
+
+
+def test_the_home_folder_is_found(make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "seeds").mkdir()
+    lines = check_config(make_config(seed={"source": "files", "path": "~/seeds"}))
+    assert f"seed: files from {tmp_path / 'seeds'}" in lines
+    with pytest.raises(ConfigError, match=r"seed\.path='~/nowhere' is no folder"):
+        check_config(make_config(seed={"source": "files", "path": "~/nowhere"}))
