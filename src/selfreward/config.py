@@ -158,8 +158,8 @@ class ReplayConfig(Section):
     num_items: int = Field(default=0, ge=0)
     """EFT training items used again each round; 0 switches replay off (the paper's recipe)."""
     method: Literal["sft", "pairs"] = "sft"
-    """`sft`: after DPO, fine-tune on the items' targets. `pairs`: M_t judges the items again, and its right votes over its
-    wrong ones join the round's preference pairs."""
+    """`sft`: after DPO, fine-tune on the items' targets and the round's chosen answers. `pairs`: M_t judges the items again,
+    and its right votes over its wrong ones join the round's preference pairs."""
     learning_rate: float = Field(default=5.5e-6, gt=0)
     """For `sft`: peak learning rate; the other optimizer settings are those of `sft.*`, with one epoch."""
     num_votes: int = Field(default=3, ge=1)

@@ -147,7 +147,7 @@ def _run_variant(seed: int, name: str, out: Path, config_file: Path, overrides: 
     with Run.open(config) as run:
         run_pipeline(run)
     summary: dict[str, Any] = write_summary(RunDir(root))
-    write_report(RunDir(root))
+    write_report(RunDir(root), summary)
     print(f"seed {seed}: {name} done, {summary['seconds']:.0f} s of stages", file=sys.stderr, flush=True)
     return summary
 

@@ -55,7 +55,10 @@ class Runner:
     """Runs one model. All its methods belong into `torch.inference_mode`."""
 
     def __init__(self, model: "PreTrainedModel", pad_token_id: int, context_length: int) -> None:
-        """`context_length`: positions that the model has. Raises ModelError for a model without HF's caches (Mamba has its own, for instance)."""
+        """`context_length`: positions that the model has.
+
+        Raises ModelError for a model without HF's caches (Mamba has its own, for instance).
+        """
         self._model: Any = model
         self._pad = pad_token_id
         self._last_position = context_length - 1

@@ -2,7 +2,7 @@
 
 In: M_t, the round's pairs, judgement pairs or EFT items where replay is on. Out: checkpoint/, history.json. The reference is
 M_t itself, frozen. `dpo.method: positives-only` is the paper's control: SFT on the chosen answers, same optimizer settings.
-With `replay.method=sft` one epoch of fine-tuning on the round's EFT items follows (replay.json).
+With `replay.method=sft` one epoch of fine-tuning on the round's EFT items and chosen answers follows (replay.json).
 """
 
 import shutil
@@ -63,7 +63,7 @@ def run(run: Run, t: int, model: Artifact, pairs: Artifact, replay: Artifact | N
 
 
 def _train_and_replay(stage: Stage, model: Artifact, pairs: list[PreferencePair], items: list[EftExample]) -> Counts:
-    """Preference training, then one epoch on the EFT items with the learning rate of `replay.learning_rate`."""
+    """Preference training, then one epoch of SFT on the EFT items and the chosen answers, at `replay.learning_rate`."""
     config = stage.config
     between = stage.path / "before-replay"
     first = _train(stage, model, pairs, between) if pairs else None
@@ -73,6 +73,8 @@ def _train_and_replay(stage: Stage, model: Artifact, pairs: list[PreferencePair]
     )
     rubric = load_rubric(config.judge.rubric, "pointwise")
     examples = [SftExample(item.id, judge_messages(rubric, item.instruction, item.response), item.judgement) for item in items]
+    # The chosen answers come along: judgements alone pull the answers back to where SFT left them.
+    examples += [SftExample(pair.id, pair.messages, pair.chosen) for pair in pairs]
     second = train_sft(between if first else model.checkpoint, examples, stage.path / "checkpoint", options, context_of(stage))
     shutil.rmtree(between, ignore_errors=True)
     stage.write_json("replay", list(second.history))
@@ -85,7 +87,7 @@ def _train_and_replay(stage: Stage, model: Artifact, pairs: list[PreferencePair]
             dropped=(*first.dropped, *second.dropped),
             num_tokens=first.num_tokens + second.num_tokens,
         )
-    return record_training(stage, both, len(pairs) + len(items))
+    return record_training(stage, both, len(pairs) + len(examples))
 
 
 def _train(stage: Stage, model: Artifact, pairs: list[PreferencePair], output: Path) -> TrainResult:
