@@ -96,6 +96,8 @@ def test_lab_data_writes_seed_files(tmp_path: Path) -> None:
 def test_ctrl_c_says_how_to_go_on() -> None:
     script = (
         "import os, signal, sys, time, selfreward.cli as cli, selfreward.config as config\n"
+        # A job started in the background of a shell inherits an ignored SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def slow(*args):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
         "config.load_config = slow\n"
         "sys.argv = ['selfreward', 'check', 'configs/demo.yaml']\n"
