@@ -88,7 +88,7 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """An engine's reply to one request. `text` has no special tokens and no stop string.
-    `finish_reason`: `stop` (end token or stop string), `length` (max_tokens or context reached),
+    `finish_reason`: `stop` (any control token or a stop string), `length` (max_tokens or context reached),
     `error` (nothing was generated; `error` names why: `too_long` = the prompt leaves no room in the context)."""
 
     request_id: str

@@ -135,8 +135,11 @@ def test_code_in_a_model_folder_does_not_run(folder: Path, make_config: MakeConf
 def test_the_chat_template_can_be_replaced(tiny_model_dir: Path, make_config: MakeConfig, tmp_path: Path) -> None:
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    config = make_config(model={"chat_template": str(template)})
+    config = make_config(model={"chat_template": str(template), "path": str(tiny_model_dir)})
     assert load_tokenizer(tiny_model_dir, config).chat_template == template.read_text()
+    # A frozen judge of another family is never prompted in M0's format.
+    other = make_config(model={"chat_template": str(template), "path": "lab"})
+    assert load_tokenizer(tiny_model_dir, other).chat_template != template.read_text()
     template.unlink()
     with pytest.raises(ConfigError, match=r"model\.chat_template"):
         load_tokenizer(tiny_model_dir, config)

@@ -96,8 +96,10 @@ def load_model(path: str | Path, config: Config, device: str, dtype: str | None 
 
 
 def load_tokenizer(path: str | Path, config: Config) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a folder, with the template of `model.chat_template` if that is set, and with a padding token
-    (EOS where the folder names none).
+    """The tokenizer of a folder, with a padding token; M0's gets the template of `model.chat_template` if that is set.
+
+    Trained checkpoints carry M0's template in their own files; a frozen judge or proposer keeps its own. The
+    padding token is EOS where the folder names none.
 
     Raises ModelError when it cannot be loaded or has neither a padding nor an EOS token, ConfigError when the
     template file cannot be read.
@@ -110,7 +112,7 @@ def load_tokenizer(path: str | Path, config: Config) -> "PreTrainedTokenizerBase
         tokenizer = AutoTokenizer.from_pretrained(folder, **_access(config))
     except Exception as error:  # foreign code, as above
         raise ModelError(f"the tokenizer in {folder!r} (model.path or a stage's checkpoint) does not load: {error}") from error
-    if config.model.chat_template is not None:
+    if config.model.chat_template is not None and folder == resolve_model_path(config.model.path):
         tokenizer.chat_template = _read_template(config.model.chat_template)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
