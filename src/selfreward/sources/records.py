@@ -1,0 +1,44 @@
+"""What every source yields, whatever its format: usable records and rows that are left out, one for each row read."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["ift", "ranked", "prompts", "eft"]
+"""What a record can be used for: a demonstration, ranked replies, a bare prompt, a ready EFT target."""
+Split = Literal["auto", "train", "heldout"]
+"""Where a record may go: `auto` lets the seed stage hold out a part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One usable row. `roles` are those that its content allows and its source's `role` wants; never empty.
+
+    `response` is the reply to imitate (role `ift`). `replies` are ranked ones (role `ranked`), best first, with
+    `ranks[i]` of `replies[i]`, 0 best, equal = tied. `judgement` and `score` belong to `response` (role `eft`).
+    """
+
+    id: str
+    prompt: str
+    roles: frozenset[Role]
+    split: Split = "auto"
+    response: str | None = None
+    replies: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    judgement: str | None = None
+    score: float | None = None
+    lang: str | None = None
+
+
+@dataclass
+class Reading:
+    """Counts that a source adds up while it is read; complete when its stream has ended.
+
+    `num_rows` = records yielded + drops yielded. `num_replies` = replies in yielded records + `replies_dropped`.
+    """
+
+    format: str
+    detected: bool
+    num_rows: int = 0
+    num_replies: int = 0
+    replies_dropped: Counter[str] = field(default_factory=Counter)
