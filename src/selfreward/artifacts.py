@@ -94,6 +94,7 @@ class Run:
         self.progress = progress
         self.logger = logger
         self.environment: dict[str, Any] = {}
+        self.num_stages = {"done": 0, "reused": 0}
         self._is_described = False
 
     @classmethod
@@ -164,6 +165,7 @@ class Run:
         if (path / RECORD).exists():
             _check_finished(artifact, identity, read_json(path / RECORD))
             self.logger.info("stage reused", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
+            self.num_stages["reused"] += 1
             return artifact
         self._describe()
         _clear_unfinished(path)
@@ -174,6 +176,7 @@ class Run:
         self.logger.info(
             "stage finished", extra={"data": {"stage": key, "seconds": record["seconds"], "counts": record["counts"]}}
         )
+        self.num_stages["done"] += 1
         return artifact
 
     def _work(self, stage: "Stage", work: Callable[["Stage"], Counts]) -> dict[str, Any]:

@@ -192,6 +192,8 @@ def _execute(config: "Config", as_json: bool, until: str | None = None) -> None:
     check_config(config)
     with Run.open(config, RichProgress()) as run:
         run_pipeline(run, until)
+        if run.num_stages["reused"]:
+            typer.echo("stages: {done} done, {reused} finished before and reused".format(**run.num_stages), err=True)
     root = Path(config.run_dir) / config.name
     if until is None:
         _show(root, as_json)

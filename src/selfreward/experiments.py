@@ -7,12 +7,14 @@ nothing else. A difference is M_last - M1; intervals are Student's t over seeds.
 
 import io
 import json
+import os
 import shutil
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,7 @@ def run_seeds(
     results: dict[str, dict[str, Any]] = {str(seed): {} for seed in seeds}
     # Spawned, not forked: torch's thread pools do not survive a fork.
     with (
-        ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool,
         RichProgress().task("runs", len(seeds) * len(names)) as advance,
     ):
         setting = (out, config_file, tuple(overrides))
@@ -125,6 +127,18 @@ def run_seeds(
 def to_plain_tree(value: Any) -> Any:
     """Estimates and mappings as JSON would read them back."""
     return json.loads(json.dumps(value, default=to_plain))
+
+
+def _end_with_parent() -> None:
+    """Make this worker end when the command is killed: nothing else would stop a run in the middle of its hour."""
+    parent = parent_process()
+    assert parent is not None, "only for worker processes"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_variant(seed: int, name: str, out: Path, config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -118,6 +118,7 @@ def test_every_stage_is_done_in_the_order_that_is_announced(whole: tuple[Config,
     config, directory = whole
     with Run.open(config) as run:
         assert [artifact.key for artifact in stages(run)] == stage_keys(config)
+        assert run.num_stages == {"done": 0, "reused": len(stage_keys(config))}
     assert {path.parent.relative_to(directory.root).as_posix() for path in directory.root.rglob("record.json")} == set(
         stage_keys(config)
     )

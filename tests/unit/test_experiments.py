@@ -2,6 +2,12 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +74,39 @@ def test_variants_share_only_stages_before_their_change() -> None:
     assert "round-1/judgements" not in VARIANTS["random_judge"].shared
     assert "m1" not in VARIANTS["no_eft"].shared
     assert "round-1/model" not in VARIANTS["positives_only"].shared
+
+
+POOL = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from selfreward.experiments import _end_with_parent
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_a_killed_command(tmp_path: Path, how: signal.Signals) -> None:
+    (tmp_path / "pool.py").write_text(POOL)
+    with subprocess.Popen([sys.executable, tmp_path / "pool.py"], stdout=subprocess.PIPE, text=True) as command:
+        worker = int(command.stdout.readline())
+        os.kill(worker, 0)  # it lives
+        command.send_signal(how)
+        command.wait(timeout=60)
+        for _ in range(200):
+            if not is_alive(worker):
+                return
+            time.sleep(0.05)
+        os.kill(worker, signal.SIGKILL)
+        pytest.fail("the worker outlived its command")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
