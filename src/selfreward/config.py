@@ -40,7 +40,8 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Weights' type for generation; training on CPU always keeps float32 weights."""
     chat_template: str | None = None
-    """A Jinja file that replaces the tokenizer's chat template; needed when the tokenizer has none."""
+    """A Jinja file that replaces the tokenizer's chat template. Unset: the tokenizer's own, or a default ChatML one for a base
+    model without any. `own`: the tokenizer's own and no default."""
 
 
 class EngineConfig(Section):

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from selfreward.config import POLICY, SCRIPTED_PREFIX, Config
-from selfreward.engines.loading import EMBEDDED, folder_problem
+from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, folder_problem, has_chat_template
 from selfreward.engines.scripted import ScriptedEngine
-from selfreward.errors import ConfigError
+from selfreward.errors import ConfigError, ModelError
 from selfreward.rubrics import Kind, Rubric, load_rubric
 
 
@@ -16,8 +16,9 @@ def check_config(config: Config) -> list[str]:
     Raises ConfigError naming the first setting that cannot work.
     """
     lines = [f"config {config.name!r} is valid: {config.num_rounds} rounds, mode {config.mode}"]
-    if config.model.chat_template is not None and not Path(config.model.chat_template).is_file():
-        raise ConfigError(f"model.chat_template={config.model.chat_template!r} is not a file")
+    template = config.model.chat_template
+    if template not in (None, OWN_TEMPLATE) and not Path(template or "").is_file():
+        raise ConfigError(f"model.chat_template={template!r} is not a file, nor {OWN_TEMPLATE!r}")
     lines += _check_rubrics(config)
     proposer = load_rubric(config.propose.template, "propose")
     if config.engine.name == "scripted":
@@ -61,7 +62,10 @@ def _check_script(name: str, setting: str) -> str:
 
 
 def _check_model(config: Config, setting: str, path: str, needs_chat: bool = True) -> str:
-    """A local folder must hold what loading needs; a hub id needs permission to download."""
+    """A local folder must hold what loading needs; a hub id needs permission to download.
+
+    `model.path` may lack a chat template: training teaches it the default one. Whoever else chats must have been taught.
+    """
     if path == EMBEDDED:
         return f"{setting}: the embedded model"
     folder = Path(path)
@@ -75,20 +79,28 @@ def _check_model(config: Config, setting: str, path: str, needs_chat: bool = Tru
         raise ConfigError(f"{setting}={path!r} {problem}")
     kind = _read_object(folder / "config.json", f"{setting}={path!r}").get("model_type")
     # A tokenizer class that the folder ships may bring a template of its own.
-    if needs_chat and not config.model.trust_remote_code and config.model.chat_template is None:
-        _check_template(folder, f"{setting}={path!r}")
+    if needs_chat and not config.model.trust_remote_code and not _has_template(folder, f"{setting}={path!r}"):
+        template, is_start = config.model.chat_template, setting == "model.path"
+        if is_start and template is None:
+            return f"{setting}: {path} ({kind}), no chat template: it gets the default one (ChatML)"
+        if template in (None, OWN_TEMPLATE) or path != config.model.path:
+            raise ConfigError(
+                f"{setting}={path!r}: its tokenizer has no chat template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json); "
+                + (
+                    f"set model.chat_template to a Jinja file, or leave it unset (now {template!r}) for the default one"
+                    if is_start
+                    else "name a model that was trained to chat"
+                )
+            )
     return f"{setting}: {path} ({kind})"
 
 
-def _check_template(folder: Path, what: str) -> None:
-    if (folder / "chat_template.jinja").is_file():
-        return
-    settings = folder / "tokenizer_config.json"
-    if not (settings.is_file() and _read_object(settings, what).get("chat_template")):
-        raise ConfigError(
-            f"{what}: its tokenizer has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
-            "set model.chat_template to a Jinja file"
-        )
+def _has_template(folder: Path, what: str) -> bool:
+    try:
+        return has_chat_template(folder)
+    except ModelError as error:
+        raise ConfigError(f"{what}: {error}") from error
 
 
 def _read_object(path: Path, what: str) -> dict[str, object]:

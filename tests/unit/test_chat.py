@@ -204,8 +204,8 @@ def test_no_template_is_an_error_that_names_the_setting():
 
 
 def test_a_refused_role_is_an_error(tokenizers):
-    with pytest.raises(ModelError, match=r"\['system', 'user'\].*System role not supported"):
-        encode_prompt(tokenizers["gemma"], [Message("system", "s"), Message("user", "q")])
+    with pytest.raises(ModelError, match=r"\['user', 'system'\].*System role not supported"):
+        encode_prompt(tokenizers["gemma"], [Message("user", "q"), Message("system", "s")])
 
 
 def test_a_template_that_loses_a_message_is_an_error():

@@ -33,16 +33,24 @@ def test_a_whole_model_folder_passes(make_config: Callable[..., Config], folder:
     assert f"judge.model: {folder} (llama)" in lines
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused(
+def test_a_base_model_to_train_gets_the_default_template_and_a_frozen_one_is_refused(
     make_config: Callable[..., Config], folder: Path, tmp_path: Path
 ) -> None:
     without_template(folder)
-    with pytest.raises(ConfigError, match=r"model\.path=.*no chat template.*set model\.chat_template"):
-        check_config(make_config(model={"path": str(folder)}))
-    with pytest.raises(ConfigError, match=r"judge\.model=.*no chat template"):
+    lines = check_config(make_config(model={"path": str(folder)}))
+    assert f"model.path: {folder} (llama), no chat template: it gets the default one (ChatML)" in lines
+    with pytest.raises(ConfigError, match=r"model\.path=.*no chat template.*leave it unset \(now 'own'\)"):
+        check_config(make_config(model={"path": str(folder), "chat_template": "own"}))
+    with pytest.raises(ConfigError, match=r"judge\.model=.*no chat template.*trained to chat"):
         check_config(make_config(judge={"model": str(folder)}))
+    with pytest.raises(ConfigError, match=r"judge\.model=.*no chat template"):
+        check_config(make_config(model={"path": str(folder)}, judge={"model": str(folder)}))
     (tmp_path / "own.jinja").write_text("{{ messages }}")
     check_config(make_config(model={"path": str(folder), "chat_template": str(tmp_path / "own.jinja")}))
+    with pytest.raises(ConfigError, match=r"judge\.model=.*no chat template"):  # the file is for M0 alone
+        check_config(make_config(model={"chat_template": str(tmp_path / "own.jinja")}, judge={"model": str(folder)}))
+    with pytest.raises(ConfigError, match=r"model\.chat_template='chatml' is not a file, nor 'own'"):
+        check_config(make_config(model={"chat_template": "chatml"}))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
     check_config(make_config(model={"path": str(folder)}))

@@ -113,7 +113,7 @@ def test_count_steps(num_rows, num_epochs, steps):
 
 def test_result_counts_tokens_of_all_epochs():
     rows = [Row([1, 2], ([3],)), Row([1], ([2], [3, 4]))]
-    result = make_result(rows, (), [{"loss": 2.0}, {"loss": 1.0}], OptimConfig(num_epochs=3))
+    result = make_result(rows, (), [{"loss": 2.0}, {"loss": 1.0}], OptimConfig(num_epochs=3), {})
     assert result.num_tokens == 3 * (3 + 2 + 3)
     assert (result.num_examples, result.num_steps, result.first_loss, result.final_loss) == (2, 2, 2.0, 1.0)
 

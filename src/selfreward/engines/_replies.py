@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from selfreward.chat import reply_margins, special_ids
 from selfreward.engines.base import cut_at_stop
 from selfreward.types import FinishReason, Generation, Request
 
@@ -20,7 +21,8 @@ class Reader:
 
     def __init__(self, tokenizer: Any, stop_ids: frozenset[int]) -> None:
         """`stop_ids` end a reply too, whatever they are."""
-        self.stop_ids = stop_ids | _control_ids(tokenizer)
+        self.stop_ids = stop_ids | special_ids(tokenizer)
+        self._margins = reply_margins(tokenizer)
         self._tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
 
@@ -29,6 +31,12 @@ class Reader:
         # The tokenizer's clean-up would rewrite text (" ." to "."), which then trains and scores as something else.
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
+    def answer(self, ids: Sequence[int], has_ended: bool) -> str:
+        """The text of a chat reply without the template's white space around it; `ids` without the end token."""
+        before, behind = self._margins
+        text = self.read(ids).removeprefix(before)
+        return text.removesuffix(behind) if has_ended else text
+
     def may_complete(self, token: int, stop: Sequence[str]) -> bool:
         """Whether a stop string can end at this token; much cheaper than to read the reply. True when in doubt."""
         piece = self._pieces.get(token)
@@ -36,15 +44,6 @@ class Reader:
             piece = self._pieces[token] = self.read([token])
         # A space belongs to no certain token: some tokenizers add and drop it where tokens meet.
         return _HALF_CHARACTER in piece or any(text[-1] in piece or text[-1] == " " for text in stop)
-
-
-def _control_ids(tokenizer: Any) -> frozenset[int]:
-    """Tokens that a text without special tokens would lose, but for the unknown word (unless that is EOS or BOS too)."""
-    ids = set(tokenizer.all_special_ids)
-    ids.update(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
-    if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        ids.discard(tokenizer.unk_token_id)
-    return frozenset(ids)
 
 
 class Reply:
@@ -72,6 +71,9 @@ class Reply:
         """The finished reply. `num_tokens` counts all tokens made, also the end token and those of a stop string."""
         assert self.is_done, f"request {self.request.id!r} is not done"
         has_ended = self.ids[-1] in self._reader.stop_ids
-        text, is_cut = cut_at_stop(self._reader.read(self.ids[:-1] if has_ended else self.ids), self.request.sampling.stop)
+        ids = self.ids[:-1] if has_ended else self.ids
+        is_chat = not isinstance(self.request.prompt, str)
+        text = self._reader.answer(ids, has_ended) if is_chat else self._reader.read(ids)
+        text, is_cut = cut_at_stop(text, self.request.sampling.stop)
         reason: FinishReason = "stop" if has_ended or is_cut else "length"
         return Generation(self.request.id, text, self._num_prompt_tokens, len(self.ids), reason)

@@ -17,7 +17,7 @@ from selfreward.engines._replies import Reader, Reply
 from selfreward.engines._runner import Job, Runner
 from selfreward.engines._sampling import Sampler
 from selfreward.engines.base import Engine, check_requests
-from selfreward.engines.loading import load_model, load_tokenizer, pick_device
+from selfreward.engines.loading import load_chat_model, pick_device
 from selfreward.errors import EngineError, ModelError
 from selfreward.types import Generation, Request
 
@@ -46,8 +46,8 @@ class HfEngine(Engine):
     @classmethod
     def open(cls, path: str, config: Config) -> "HfEngine":
         """Load a model folder as `model.*` and `engine.*` say. Raises ModelError, or ConfigError for a missing GPU."""
-        model = load_model(path, config, pick_device(config))
-        return cls(model, load_tokenizer(path, config), config.engine.batch_size)
+        model, tokenizer, _ = load_chat_model(path, config, pick_device(config))
+        return cls(model, tokenizer, config.engine.batch_size)
 
     @property
     def context_length(self) -> int:

@@ -4,12 +4,14 @@ Only safetensors weights are read, code inside a model folder only runs with `mo
 only used with `model.allow_download`. torch and transformers are imported when something is loaded.
 """
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfreward.config import Config
+from selfreward.engines.chatml import Added, add_default_template
 from selfreward.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "lab"
 """The `model.path` that means the micro-world's own model."""
+OWN_TEMPLATE = "own"
+"""The `model.chat_template` that means: the tokenizer's own, and no default for one that has none."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SHOWN_KEYS = 3
 
@@ -96,7 +100,7 @@ def load_model(path: str | Path, config: Config, device: str, dtype: str | None 
 
 
 def load_tokenizer(path: str | Path, config: Config) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a folder, with a padding token; M0's gets the template of `model.chat_template` if that is set.
+    """The tokenizer of a folder, with a padding token; M0's gets the template of `model.chat_template` if that is a file.
 
     Trained checkpoints carry M0's template in their own files; a frozen judge or proposer keeps its own. The
     padding token is EOS where the folder names none.
@@ -112,13 +116,46 @@ def load_tokenizer(path: str | Path, config: Config) -> "PreTrainedTokenizerBase
         tokenizer = AutoTokenizer.from_pretrained(folder, **_access(config))
     except Exception as error:  # foreign code, as above
         raise ModelError(f"the tokenizer in {folder!r} (model.path or a stage's checkpoint) does not load: {error}") from error
-    if config.model.chat_template is not None and folder == resolve_model_path(config.model.path):
+    if config.model.chat_template not in (None, OWN_TEMPLATE) and folder == resolve_model_path(config.model.path):
         tokenizer.chat_template = _read_template(config.model.chat_template)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer in {folder!r} has neither a padding nor an EOS token; name one in its config")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_chat_model(
+    path: str | Path, config: Config, device: str, dtype: str | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Added | None]":
+    """Model and tokenizer of a folder, as `load_model` and `load_tokenizer` give them, ready to chat.
+
+    M0 without a chat template gets the default one, for generation as for training (the last value says what that
+    changed), unless `model.chat_template=own`. Checkpoints carry it in their files. Another folder without a template
+    stays without: nothing has taught its model one.
+    """
+    tokenizer = load_tokenizer(path, config)
+    model = load_model(path, config, device, dtype)
+    is_m0 = resolve_model_path(str(path)) == resolve_model_path(config.model.path)
+    if tokenizer.chat_template or not is_m0 or config.model.chat_template == OWN_TEMPLATE:
+        return model, tokenizer, None
+    return model, tokenizer, add_default_template(model, tokenizer)
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a model folder's files hold a chat template. Raises ModelError when they cannot be read. Loads nothing."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
+        return False
+    try:
+        value = json.loads(settings.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{str(settings)!r} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{str(settings)!r} must hold a JSON object")
+    return bool(value.get("chat_template"))
 
 
 def _check_folder(path: str | Path, config: Config) -> str:
@@ -163,7 +200,8 @@ def _access(config: Config) -> dict[str, Any]:
     return {"trust_remote_code": config.model.trust_remote_code, "local_files_only": not config.model.allow_download}
 
 
-def _read_template(path: str) -> str:
+def _read_template(path: str | None) -> str:
+    assert path is not None, "only called for a file"
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -31,5 +31,10 @@ def record_training(stage: Stage, result: TrainResult, num_in: int) -> Counts:
         "num_tokens": result.num_tokens,
         "first_loss": result.first_loss,
         "final_loss": result.final_loss,
+        "chat": result.chat,
     }
+    if result.chat.get("template") == "default":
+        stage.logger.info("the start model has no chat template: the default one was added", extra={"data": result.chat})
+    if result.chat.get("system_merged"):
+        stage.logger.info("the chat template shows no system turn: merged into the user's", extra={"data": result.chat})
     return Counts(num_in, result.num_examples, Counter(drop.reason for drop in result.dropped))

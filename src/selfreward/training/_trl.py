@@ -27,7 +27,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from selfreward.config import DpoConfig, OptimConfig
-from selfreward.engines.loading import load_model, load_tokenizer, pick_device
+from selfreward.engines.chatml import Added
+from selfreward.engines.loading import load_chat_model, pick_device
 from selfreward.errors import ConfigError, ModelError, TrainingError
 from selfreward.progress import Advance, Progress
 from selfreward.storage import TEMPORARY_PREFIX
@@ -45,7 +46,8 @@ long answer's log-probability is only good to a few tenths."""
 
 @dataclass(frozen=True)
 class Base:
-    """The start model, ready to train. `limit`: longest sequence in tokens. `configs`: its configurations as loaded."""
+    """The start model, ready to train. `limit`: longest sequence in tokens. `configs`: its configurations as loaded.
+    `added`: what the default chat template changed, None for a model with a template."""
 
     path: Path
     model: Any
@@ -53,6 +55,7 @@ class Base:
     device: str
     limit: int
     configs: tuple[Any, Any]
+    added: Added | None
 
 
 def load_base(start: Path, options: OptimConfig, context: TrainContext) -> Base:
@@ -65,8 +68,7 @@ def load_base(start: Path, options: OptimConfig, context: TrainContext) -> Base:
             f"training runs in one process, but WORLD_SIZE={os.environ['WORLD_SIZE']}; start it without a launcher"
         )
     device = pick_device(context.config)
-    tokenizer = load_tokenizer(start, context.config)
-    model = load_model(start, context.config, device, dtype="float32")
+    model, tokenizer, added = load_chat_model(start, context.config, device, dtype="float32")
     set_dropout(model, options.dropout)
     model_length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or options.max_length
     return Base(
@@ -76,6 +78,7 @@ def load_base(start: Path, options: OptimConfig, context: TrainContext) -> Base:
         device=device,
         limit=min(options.max_length, model_length),
         configs=(copy.deepcopy(model.config), copy.deepcopy(model.generation_config)),
+        added=added,
     )
 
 

@@ -4,11 +4,11 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selfreward.chat import Tokenizer, encode_example
+from selfreward.chat import Tokenizer, describe_chat, encode_example, encode_prompt, shows_system
 from selfreward.config import Config, OptimConfig
 from selfreward.errors import TrainingError, UsageError
 from selfreward.progress import Progress
@@ -41,6 +41,7 @@ class TrainResult:
     `num_tokens`: tokens of all examples over all epochs, prompts included, padding not; a pair counts its prompt twice.
     `history`: one mapping for each optimizer step: step, loss, lr, grad_norm; for DPO also dpo_loss (the sigmoid part),
     nll (per token of the chosen answers), rewards/margins, rewards/accuracies, rewards/chosen, rewards/rejected.
+    `chat`: how conversations were written; see `describe_rows`.
     """
 
     num_examples: int
@@ -50,6 +51,7 @@ class TrainResult:
     final_loss: float
     history: tuple[dict[str, float], ...]
     num_tokens: int
+    chat: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,11 @@ def encode_rows(
     rows: list[Row] = []
     dropped: list[Drop] = []
     for example in examples:
+        sampled_from = encode_prompt(tokenizer, example.messages)
         encoded = [encode_example(tokenizer, example.messages, answer) for answer in answers_of(example)]
-        row = Row(encoded[0][0], tuple(answer_ids for _, answer_ids in encoded))
+        for prompt_ids, _ in encoded:
+            assert prompt_ids == sampled_from, f"{example.id}: training would see another prompt than generation"
+        row = Row(sampled_from, tuple(answer_ids for _, answer_ids in encoded))
         if row.length > limit:
             dropped.append(_drop(example, "too_long", num_tokens=row.length, limit=limit))
         elif len(row.answers) > 1 and row.answers[0] == row.answers[1]:
@@ -95,6 +100,14 @@ def encode_rows(
             rows.append(row)
     rows.sort(key=lambda row: row.length)
     return rows, tuple(dropped)
+
+
+def describe_rows(tokenizer: Tokenizer, examples: Sequence[Example], added: Any) -> dict[str, Any]:
+    """For records: the template (`own` or `default`), the token that ends an answer, where a system turn goes and how many
+    were merged; for the default template also the tokens that it added and the rows of the embedding before and after."""
+    merged = 0 if shows_system(tokenizer) else sum(example.messages[0].role == "system" for example in examples)
+    changes = {} if added is None else asdict(added)
+    return {"template": "own" if added is None else "default", **describe_chat(tokenizer), "system_merged": merged, **changes}
 
 
 def _drop(example: Any, reason: str, **why: int) -> Drop:
@@ -148,9 +161,13 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def make_result(
-    rows: Sequence[Row], dropped: tuple[Drop, ...], history: Sequence[dict[str, float]], options: OptimConfig
+    rows: Sequence[Row],
+    dropped: tuple[Drop, ...],
+    history: Sequence[dict[str, float]],
+    options: OptimConfig,
+    chat: dict[str, Any],
 ) -> TrainResult:
-    """The result of a finished training."""
+    """The result of a finished training; `chat` as `describe_rows` gives it."""
     return TrainResult(
         num_examples=len(rows),
         dropped=dropped,
@@ -159,4 +176,5 @@ def make_result(
         final_loss=history[-1]["loss"],
         history=tuple(history),
         num_tokens=options.num_epochs * sum(row.num_tokens for row in rows),
+        chat=chat,
     )

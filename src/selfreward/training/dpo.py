@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfreward.config import DpoConfig
-from selfreward.training.common import TrainContext, TrainResult, check_output, encode_rows, make_result, require_rows
+from selfreward.training.common import (
+    TrainContext,
+    TrainResult,
+    check_output,
+    describe_rows,
+    encode_rows,
+    make_result,
+    require_rows,
+)
 from selfreward.types import PreferencePair
 
 
@@ -32,6 +40,7 @@ def train_dpo(
     base = _trl.load_base(start, options, context)
     rows, dropped = encode_rows(base.tokenizer, pairs, lambda pair: (pair.chosen, pair.rejected), base.limit)
     require_rows(rows, dropped, base.limit)
+    chat = describe_rows(base.tokenizer, pairs, base.added)
     columns = {
         "prompt_ids": [row.prompt_ids for row in rows],
         "chosen_ids": [row.answers[0] for row in rows],
@@ -43,4 +52,4 @@ def train_dpo(
     _trl.save(base, output)
     del trainer, base
     _trl.release()
-    return make_result(rows, dropped, history, options)
+    return make_result(rows, dropped, history, options, chat)

@@ -13,6 +13,7 @@ from selfreward.training.common import (
     TrainContext,
     TrainResult,
     check_output,
+    describe_rows,
     encode_rows,
     make_result,
     require_rows,
@@ -37,6 +38,7 @@ def train_sft(
     base = _trl.load_base(start, options, context)
     rows, dropped = encode_rows(base.tokenizer, examples, lambda example: (example.answer,), base.limit)
     require_rows(rows, dropped, base.limit)
+    chat = describe_rows(base.tokenizer, examples, base.added)
     columns = {
         "input_ids": [row.prompt_ids + row.answers[0] for row in rows],
         "labels": [[_NO_LOSS] * len(row.prompt_ids) + row.answers[0] for row in rows],
@@ -47,4 +49,4 @@ def train_sft(
     _trl.save(base, output)
     del trainer, base
     _trl.release()
-    return make_result(rows, dropped, history, options)
+    return make_result(rows, dropped, history, options, chat)
