@@ -278,8 +278,8 @@ def _open_client(endpoint: EndpointConfig, key: str | None) -> "AsyncOpenAI":
 
 
 def _headers(key: str | None) -> dict[str, Any]:
-    """The key and nothing else: the client would send what its own environment variables hold for OpenAI (key,
-    organisation, project) to any server."""
+    """This endpoint's key and no one else's: left alone, the client sends the key, organisation and project that its own
+    environment variables hold for OpenAI to any server."""
     from openai import Omit
 
     return {
