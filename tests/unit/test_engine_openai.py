@@ -164,11 +164,13 @@ def test_a_slow_answer_is_given_up_and_tried_again(server: EndpointServer) -> No
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (refusal(500, "broken disk"), "status 500.*broken disk"),
-        (HTML, "not JSON.*Bad gateway"),
-        (Fault(body='{"choices": null}'), r"choices=None"),
-        (answer({"message": {"content": "a"}, "finish_reason": "tool_calls"}), "finish_reason='tool_calls'"),
-        (answer({"message": {"content": None}, "finish_reason": "stop"}), "content=None"),
+        (refusal(500, "broken disk"), "status 500: broken disk"),
+        (Fault(502, "<html>Bad gateway</html>"), "status 502: <html>Bad gateway</html>"),
+        (Fault(503, ""), "status 503: no reason given"),
+        (HTML, "not JSON: <html>.*Bad gateway"),
+        (Fault(body='{"choices": null}'), "choices is no list with a reply: None"),
+        (answer({"message": {"content": "a"}, "finish_reason": "tool_calls"}), "finish_reason is not stop.*: 'tool_calls'"),
+        (answer({"message": {"content": None}, "finish_reason": "stop"}), "content is no text: None"),
         (Fault(cut=True), "the connection failed"),
         (Fault(delay=0.3), r"no whole answer in time \(endpoints\.far\.timeout_s=0\.1\)"),
     ],
@@ -232,6 +234,7 @@ def test_other_refusals_stop_at_once(server: EndpointServer, status: int, hint: 
         refusal(400, "request (4390 tokens) exceeds it", code=400, kind="exceed_context_size_error"),
         refusal(400, "This model's maximum context length is 64 tokens. However, you requested 90 tokens", code=400),
         refusal(422, "The input (90 tokens) is longer than the model's context length (64 tokens)."),
+        Fault(400, json.dumps({"detail": "longer than the context window"})),
         Fault(400, json.dumps({"object": "error", "message": "The maximum context length is 64 tokens", "code": 400})),
     ],
 )
@@ -357,6 +360,15 @@ def test_a_server_that_repeats_the_key_does_not_spread_it(server: EndpointServer
     message = failure(server, key=KEY, max_retries=1)
     assert "bad key ***" in message
     assert KEY not in message
+    assert KEY[:8] not in message
+
+
+@pytest.mark.parametrize("padding", range(160, 201, 8))
+def test_an_unreadable_answer_shows_no_half_key(server: EndpointServer, padding: int) -> None:
+    server.faults = [Fault(body="x" * padding + KEY)]
+    message = failure(server, key=KEY, max_retries=0)
+    assert "not JSON" in message
+    assert KEY[:4] not in message
 
 
 def test_the_key_comes_from_the_named_variable(server: EndpointServer, monkeypatch: pytest.MonkeyPatch) -> None:

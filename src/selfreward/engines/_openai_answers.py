@@ -26,7 +26,14 @@ _SHOWN = 200
 
 
 class BadAnswerError(ValueError):
-    """An answer with status 200 that is not what the API promises; the message says what is wrong with it."""
+    """An answer with status 200 that is not what the API promises: what is wrong, and `found`, the foreign text to show.
+
+    Whoever shows it takes secrets out first and shortens it then: half a secret would not be found.
+    """
+
+    def __init__(self, problem: str, found: str) -> None:
+        super().__init__(problem)
+        self.found = found
 
 
 def read_answer(request: Request, api: Literal["chat", "completions"], body: str) -> Generation:
@@ -39,7 +46,7 @@ def read_answer(request: Request, api: Literal["chat", "completions"], body: str
     answer = _object(_parse(body), "the answer")
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise BadAnswerError(f"the answer has choices={_show(choices)}, not a list with a reply")
+        raise BadAnswerError("choices is no list with a reply", repr(choices))
     choice = _object(choices[0], "choices[0]")
     reason = choice.get("finish_reason")
     source = _object(choice.get("message"), "choices[0].message") if api == "chat" else choice
@@ -50,11 +57,11 @@ def read_answer(request: Request, api: Literal["chat", "completions"], body: str
     if reason == _FILTERED or (text is None and isinstance(source.get("refusal"), str)):
         return Generation(request.id, "", counts[0], counts[1], "error", _FILTERED)
     if reason not in ("stop", "length"):
-        raise BadAnswerError(f"the answer has finish_reason={_show(reason)}; known are stop, length and content_filter")
+        raise BadAnswerError("finish_reason is not stop, length or content_filter", repr(reason))
     if text is None and reason == "length":
         text = ""
     if not isinstance(text, str):
-        raise BadAnswerError(f"the answer has {field}={_show(text)}, not a text")
+        raise BadAnswerError(f"{field} is no text", repr(text))
     # Half a surrogate pair, from a server that cut inside a character, cannot be stored.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text, is_cut = cut_at_stop(text, request.sampling.stop)
@@ -112,19 +119,15 @@ def _parse(body: str) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise BadAnswerError(f"the answer is not JSON: {one_line(body)!r}") from error
+        raise BadAnswerError("the answer is not JSON", body) from error
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise BadAnswerError(f"{what} is {_show(value)}, not an object")
+        raise BadAnswerError(f"{what} is no object", repr(value))
     return value
 
 
 def _count(usage: Any, name: str) -> int | None:
     value = usage.get(name) if isinstance(usage, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
-
-
-def _show(value: Any) -> str:
-    return one_line(repr(value))

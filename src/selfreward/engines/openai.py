@@ -180,7 +180,7 @@ class OpenAIEngine(Engine):
             try:
                 reply = await self._try(request)
             except _RetryError as failure:
-                problem = self._hide_key(str(failure))
+                problem = str(failure)
                 wait = max(failure.wait or 0.0, backoff(request.id, attempt, endpoint.backoff_s, endpoint.max_wait_s))
             else:
                 self._count(reply)
@@ -214,16 +214,19 @@ class OpenAIEngine(Engine):
             return self._refusal(request, error)
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise _RetryError(f"the connection failed: {one_line(f'{type(cause).__name__}: {cause}')}") from error
+            raise _RetryError(f"the connection failed: {self._show(f'{type(cause).__name__}: {cause}')}") from error
         except BadAnswerError as error:
-            raise _RetryError(str(error)) from error
+            raise _RetryError(f"{error}: {self._show(error.found)}") from error
 
     def _refusal(self, request: Request, error: "APIStatusError") -> Generation:
         """What an answer with an error status means: see `_try`; a Generation where it is about this request alone."""
-        status, said = error.status_code, self._hide_key(one_line(error.message))
+        status = error.status_code
+        # The client's message is the server's where it finds one in the answer, behind words of its own.
+        words = error.message.removeprefix(f"Error code: {status}").removeprefix(" - ") or error.response.text
+        said = self._show(words) or "no reason given"
         if status in RETRIED or status >= 500:
             raise _RetryError(f"status {status}: {said}", retry_after(error.response.headers))
-        problem = request_error(status, error.body, error.message)
+        problem = request_error(status, error.body, words)
         if problem is None:
             hint = _HINTS.get(status, _HINT).format(name=self._name)
             raise EngineError(f"endpoint {self._name!r} refused request {request.id!r} with status {status}: {said}; {hint}")
@@ -265,9 +268,9 @@ class OpenAIEngine(Engine):
             )
         self.num_tokens += sum(count or 0 for count in counts)
 
-    def _hide_key(self, text: str) -> str:
-        """A foreign text without the key: servers repeat what they refuse."""
-        return text.replace(self._key, "***") if self._key else text
+    def _show(self, text: str) -> str:
+        """A foreign text for a message, without the key: servers repeat what they refuse."""
+        return one_line(text.replace(self._key, "***") if self._key else text)
 
 
 def _open_client(endpoint: EndpointConfig, key: str | None) -> "AsyncOpenAI":
