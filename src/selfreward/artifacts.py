@@ -65,6 +65,7 @@ R = TypeVar("R")
 RECORD = "record.json"
 PARTS = "parts"
 REJECTS = "rejects"
+UNTOLD = "replies_without_token_counts"
 WEIGHTS = ".safetensors"
 """Files of this kind are too large to be hashed at every reuse; loading them finds a cut file."""
 _OPTIMIZER_STATE = re.compile(r"(optimizer|scheduler|rng_state)[^/]*$")
@@ -185,6 +186,8 @@ class Run:
         counts = work(stage)
         if stage.num_rejects is None:
             stage.reject([])
+        if stage.num_untold:
+            stage.notes[f"num_{UNTOLD}"] = stage.num_untold
         dropped = {reason: number for reason, number in sorted(counts.dropped.items()) if number}
         assert dropped == dict(sorted((stage.num_rejects or {}).items())), (
             f"stage {stage.key} counted {dropped} but kept {dict(stage.num_rejects or {})} in rejects.parquet"
@@ -215,6 +218,7 @@ class Stage:
         self.roles: dict[str, str] = {}
         self.notes: dict[str, Any] = {}
         self.tokens = {"prompt": 0, "generated": 0}
+        self.num_untold = 0
         self.num_rejects: Counter[str] | None = None
 
     def seed(self, *parts: str | int) -> int:
@@ -235,10 +239,12 @@ class Stage:
         self.num_rejects = Counter(drop.reason for drop in drops)
         write_rows(self.path / f"{REJECTS}.parquet", drops, Drop)
 
-    def add_tokens(self, prompt: int, generated: int) -> None:
-        """Count tokens that an engine read and wrote; inside `chunks` they are stored with the chunk."""
+    def add_tokens(self, prompt: int, generated: int, num_untold: int = 0) -> None:
+        """Count tokens that an engine read and wrote, and replies whose tokens no one told; inside `chunks` they are stored
+        with the chunk. With such replies the record's tokens are a lower bound, and its notes say for how many."""
         self.tokens["prompt"] += prompt
         self.tokens["generated"] += generated
+        self.num_untold += num_untold
 
     def chunks(
         self, name: str, items: Sequence[T], size: int, work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]
@@ -257,7 +263,8 @@ class Stage:
                 part = self.path / PARTS / f"{name}-{index:05d}-{content}.parquet"
                 if part.exists():
                     stored = read_rows_metadata(part)
-                    self.add_tokens(int(stored["prompt_tokens"]), int(stored["generated_tokens"]))
+                    told = int(stored["prompt_tokens"]), int(stored["generated_tokens"])
+                    self.add_tokens(*told, int(stored.get(UNTOLD, "0")))
                 else:
                     self._commit_chunk(part, chunk, work, cls)
                 # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
@@ -266,9 +273,10 @@ class Stage:
         return results
 
     def _commit_chunk(self, part: Path, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> None:
-        before = dict(self.tokens)
+        before, untold = dict(self.tokens), self.num_untold
         rows = work(chunk)
         spent = {f"{name}_tokens": str(number - before[name]) for name, number in self.tokens.items()}
+        spent[UNTOLD] = str(self.num_untold - untold)
         write_rows(part, rows, cls, spent)
 
 

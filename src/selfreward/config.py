@@ -11,21 +11,17 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
 
+from selfreward.endpoints import EndpointConfig, EndpointName, check_players
 from selfreward.errors import ConfigError
+from selfreward.section import Section
 
 POLICY = "policy"
 """The `model` value that means: the live model of the round (self-rewarding)."""
 SCRIPTED_PREFIX = "scripted:"
 """A `model` value `scripted:NAME` is answered by the scripted engine with that table."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, numbers are finite, values cannot change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -178,7 +174,7 @@ class ProposeConfig(Section):
     """New prompts by self-instruct (paper section 2.2 and appendix A.1)."""
 
     model: str = POLICY
-    """`policy`, a local model folder, or `scripted:NAME`."""
+    """`policy`, a local model folder, `endpoint:NAME`, or `scripted:NAME`."""
     template: str = "self_instruct"
     """A shipped template's name or a file; chat templates show the demonstrations in one user turn,
     completion templates are continued as plain text."""
@@ -234,7 +230,7 @@ class JudgeConfig(Section):
     """LLM-as-a-judge (paper section 2.1 and figure 2)."""
 
     model: str = POLICY
-    """`policy` (self-rewarding), a local model folder, or `scripted:NAME` (`scripted:random` is the control)."""
+    """`policy` (self-rewarding), a local model folder, `endpoint:NAME`, or `scripted:NAME` (`scripted:random`: the control)."""
     rubric: str = "additive"
     """A shipped rubric's name or a file."""
     num_votes: int = Field(default=3, ge=1)
@@ -301,6 +297,8 @@ class Config(Section):
     """DPO rounds; 2 gives M3."""
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
+    endpoints: dict[EndpointName, EndpointConfig] = Field(default_factory=dict)
+    """Servers that roles may name by `endpoint:NAME`."""
     seed: SeedConfig = SeedConfig()
     eft: EftConfig = EftConfig()
     sft: SftConfig = SftConfig()
@@ -314,6 +312,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "Config":
+        roles = {"judge.model": self.judge.model, "propose.model": self.propose.model}
+        check_players(self.endpoints, self.model.path, roles)
         if self.seed.source != "lab" and self.eval.oracle:
             raise ValueError(f"eval.oracle needs seed.source=lab, got seed.source={self.seed.source}; set eval.oracle=false")
         if self.seed.source != "lab" and not self.seed.path:
@@ -385,8 +385,8 @@ def _explain(item: Any) -> str:
 
 def _known_keys(loc: Sequence[Any]) -> list[str]:
     section: Any = Config
-    for part in loc:
-        section = section.model_fields[part].annotation
+    for part in loc:  # a name in `endpoints` leads from dict[str, Section] to the section
+        section = section.__args__[1] if hasattr(section, "__args__") else section.model_fields[part].annotation
     return list(section.model_fields)
 
 

@@ -8,11 +8,11 @@ grade itself.
 import re
 from collections.abc import Sequence
 from math import fsum
-from typing import Literal
+from typing import Literal, cast
 
 from selfreward.errors import EngineError
 from selfreward.rubrics import Rubric, to_number
-from selfreward.types import Generation, Judgement, Message, Vote, VoteFailure
+from selfreward.types import REQUEST_ERRORS, Generation, Judgement, Message, RequestError, Vote, VoteFailure
 
 Verdict = Literal["A", "B", "tie"]
 
@@ -45,7 +45,8 @@ def parse_vote(rubric: Rubric, generation: Generation, index: int) -> Vote:
     `Score: 4.5`, `Score: 4,5`, `Score: 1 + 1 + 1 = 3`. A range (`3-4`, `3~4`), several numbers (`4, 5`, `4 and 5`), other
     sums (`2*2 = 4`), a percentage, a word (`four`) is no score, and no earlier `Score:` stands in for it.
 
-    The failures: `too_long` (the judge prompt did not fit the context), `empty` (blank reply), `truncated` (the token
+    The failures: `too_long` (the judge prompt did not fit the context), `content_filter` (the judge's server withheld the
+    reply), `empty` (blank reply), `truncated` (the token
     limit cut the reply before a score, or right behind one with nothing but blanks or marks after it: `4.` may have
     become 4.5, `4 /` a 4/10), `no_score`, `out_of_range` (outside the rubric's scale, or out of another top: `4/10`,
     `4 points out of 10`). Raises EngineError for an engine failure that says nothing
@@ -73,8 +74,8 @@ def judgement_of(completion_id: str, votes: Sequence[Vote], min_votes: int) -> J
 def parse_verdict(rubric: Rubric, generation: Generation) -> Verdict | None:
     """Which response a pairwise judge prefers: the last `Verdict:` of the reply, read from the same line.
 
-    None where there is no clear one, where the token limit cut the reply right behind it, and for `too_long`. Raises
-    EngineError for any other engine failure.
+    None where there is no clear one, where the token limit cut the reply right behind it, and for the request errors
+    `too_long` and `content_filter`. Raises EngineError for any other engine failure.
     """
     _check_engine(generation)
     found = rubric.find_verdict(generation.text)
@@ -85,7 +86,7 @@ def parse_verdict(rubric: Rubric, generation: Generation) -> Verdict | None:
 
 
 def _check_engine(generation: Generation) -> None:
-    if generation.finish_reason == "error" and generation.error != "too_long":
+    if generation.finish_reason == "error" and generation.error not in REQUEST_ERRORS:
         raise EngineError(f"judge request {generation.request_id!r} failed: {generation.error}; see the engine.* settings")
 
 
@@ -96,7 +97,7 @@ def _is_cut(generation: Generation, end: int) -> bool:
 
 def _read_score(rubric: Rubric, generation: Generation) -> tuple[float | None, VoteFailure | None]:
     if generation.finish_reason == "error":
-        return None, "too_long"
+        return None, cast(RequestError, generation.error)  # _check_engine lets no other name pass
     found = rubric.find_verdict(generation.text)
     score = to_number(found.said) if found else None
     if found is None or score is None:

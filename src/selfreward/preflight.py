@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
-from selfreward.config import POLICY, SCRIPTED_PREFIX, Config
+from selfreward.config import POLICY, SCRIPTED_PREFIX, Config, JudgeConfig, ProposeConfig
+from selfreward.endpoints import MAX_STOPS, endpoint_name
 from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, folder_problem, has_chat_template
+from selfreward.engines.openai import need_package, read_key
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError, ModelError
 from selfreward.rubrics import Kind, Rubric, load_rubric
@@ -24,8 +26,8 @@ def check_config(config: Config) -> list[str]:
     if config.engine.name == "scripted":
         lines.append(_check_script(config.engine.script or "", "engine.script"))
     lines.append(_check_model(config, "model.path", config.model.path))
-    lines += _check_role(config, "judge.model", config.judge.model, needs_chat=True)
-    lines += _check_role(config, "propose.model", config.propose.model, needs_chat=proposer.format == "chat")
+    lines += _check_role(config, "judge", config.judge, load_rubric(config.judge.rubric, "pointwise"))
+    lines += _check_role(config, "propose", config.propose, proposer)
     lines.append(_check_seed(config))
     return lines
 
@@ -44,13 +46,35 @@ def _describe(setting: str, rubric: Rubric) -> str:
     return f"{setting}: {rubric.name} ({rubric.content_hash[:12]})"
 
 
-def _check_role(config: Config, setting: str, model: str, needs_chat: bool) -> list[str]:
-    """A role's own player; nothing to check when the live model plays it."""
+def _check_role(config: Config, role: str, section: JudgeConfig | ProposeConfig, rubric: Rubric) -> list[str]:
+    """A role's own player, who is asked with this rubric; nothing to check when the live model plays it."""
+    setting, model = f"{role}.model", section.model
     if model == POLICY:
         return []
+    if endpoint_name(model) is not None:
+        return [_check_endpoint(config, role, section, rubric)]
     if model.startswith(SCRIPTED_PREFIX):
         return [_check_script(model.removeprefix(SCRIPTED_PREFIX), setting)]
-    return [_check_model(config, setting, model, needs_chat)]
+    return [_check_model(config, setting, model, needs_chat=rubric.format == "chat")]
+
+
+def _check_endpoint(config: Config, role: str, section: JudgeConfig | ProposeConfig, rubric: Rubric) -> str:
+    """Everything about an endpoint that can be known without asking it. Raises MissingExtraError without the package."""
+    name = endpoint_name(section.model) or ""
+    endpoint, where, what = config.endpoints[name], f"endpoints.{name}", f"{role}.model={section.model!r}"
+    wanted = "chat" if rubric.format == "chat" else "completions"
+    if endpoint.api != wanted:
+        raise ConfigError(f"{what}: rubric {rubric.name!r} has format {rubric.format}, so {where}.api must be {wanted}")
+    if len(rubric.stop) > MAX_STOPS:
+        raise ConfigError(f"{what}: rubric {rubric.name!r} has {len(rubric.stop)} stop strings; the API takes {MAX_STOPS}")
+    if section.max_tokens >= endpoint.context_length:
+        raise ConfigError(
+            f"{what}: {role}.max_tokens={section.max_tokens} leaves no room for a prompt in {where}.context_length="
+            f"{endpoint.context_length}; lower it, or set the context length that the server has"
+        )
+    need_package()
+    read_key(name, endpoint)
+    return f"{role}.model: {endpoint.model} at {endpoint.base_url} ({endpoint.api})"
 
 
 def _check_script(name: str, setting: str) -> str:

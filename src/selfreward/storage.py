@@ -164,13 +164,29 @@ def read_rows(path: str | Path, cls: type[T]) -> list[T]:
     if table.num_rows == 0 and table.num_columns == 0:
         return []
     expected = arrow_schema(cls)
-    if not table.schema.equals(expected):
+    if not _fits(pa.struct(list(table.schema)), pa.struct(list(expected))):
         raise CorruptArtifactError(
             f"{path} does not hold {cls.__name__} rows: it has columns {table.schema.names}, expected {expected.names}"
             f"{'' if table.schema.names != expected.names else ' with other types'}"
         )
     decode = _record_codec(cls).decode
     return [decode(row) for row in table.to_pylist()]
+
+
+def _fits(stored: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether stored values can be read as expected: equal types, but a column that may be empty now may once have been
+    one that never was."""
+    if pa.types.is_struct(stored) and pa.types.is_struct(expected):
+        return stored.num_fields == expected.num_fields and all(
+            _field_fits(stored.field(i), expected.field(i)) for i in range(stored.num_fields)
+        )
+    if pa.types.is_list(stored) and pa.types.is_list(expected):
+        return _field_fits(stored.value_field, expected.value_field)
+    return bool(stored.equals(expected))
+
+
+def _field_fits(stored: pa.Field, expected: pa.Field) -> bool:
+    return stored.name == expected.name and (expected.nullable or not stored.nullable) and _fits(stored.type, expected.type)
 
 
 def read_rows_metadata(path: str | Path) -> dict[str, str]:

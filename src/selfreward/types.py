@@ -5,13 +5,18 @@ Ids are stable: a completion's id is `<prompt id>/<index>`, so a record can be t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "error"]
-VoteFailure = Literal["no_score", "out_of_range", "truncated", "empty", "too_long"]
+RequestError = Literal["too_long", "content_filter"]
+"""Why one request has no reply although its engine works. `too_long`: the prompt leaves no room in the context;
+`content_filter`: the server withheld the reply."""
+REQUEST_ERRORS: frozenset[str] = frozenset(get_args(RequestError))
+VoteFailure = Literal["no_score", "out_of_range", "truncated", "empty", "too_long", "content_filter"]
 """Why a vote has no score. `truncated`: the reply hit the token limit before a verdict;
-`too_long`: the judge prompt does not fit the context, nothing was generated."""
+`too_long`: the judge prompt does not fit the context, nothing was generated; `content_filter`: the judge's server withheld
+the reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +94,13 @@ class Request:
 class Generation:
     """An engine's reply to one request. `text` has no special tokens and no stop string.
     `finish_reason`: `stop` (any control token or a stop string), `length` (max_tokens or context reached),
-    `error` (nothing was generated; `error` names why: `too_long` = the prompt leaves no room in the context)."""
+    `error` (there is no reply; `error` names why, see `RequestError`; other names mean that the engine failed).
+    Token counts are None where a server does not tell them: unknown, not 0."""
 
     request_id: str
     text: str
-    num_prompt_tokens: int
-    num_tokens: int
+    num_prompt_tokens: int | None
+    num_tokens: int | None
     finish_reason: FinishReason
     error: str | None = None
 
@@ -114,13 +120,14 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One sampled judgement of one response: its raw text and a score, or a named failure; never both."""
+    """One sampled judgement of one response: its raw text and a score, or a named failure; never both.
+    `num_tokens` is None where the judge's server does not tell it."""
 
     index: int
     text: str
     score: float | None
     failure: VoteFailure | None
-    num_tokens: int
+    num_tokens: int | None
     finish_reason: FinishReason
 
 

@@ -5,6 +5,7 @@ section's attribute (`config.judge`) or mentions its class (`JudgeConfig`, or a 
 """
 
 import ast
+from typing import get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
@@ -17,6 +18,8 @@ def fields():
     """(dotted name, section's attribute or None, the section's class names, field's name)."""
     for name, field in Config.model_fields.items():
         section = field.annotation
+        if get_origin(section) is dict:  # sections by a name of the user's: endpoints
+            section = get_args(section)[1]
         if isinstance(section, type) and issubclass(section, BaseModel):
             classes = frozenset(c.__name__ for c in section.__mro__ if issubclass(c, Section) and c is not Section)
             for inner in section.model_fields:
@@ -28,7 +31,7 @@ def fields():
 def loads():
     """Per module: (attributes that it loads, names that it mentions)."""
     for module in modules():
-        if module == "selfreward.config":
+        if module in ("selfreward.config", "selfreward.endpoints"):
             continue
         nodes = list(ast.walk(tree(module)))
         attributes = {n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}

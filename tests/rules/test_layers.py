@@ -8,10 +8,11 @@ import pytest
 from source_tree import imports, modules, place, unit
 
 from selfreward.config import EngineConfig
+from selfreward.engines import ROLE_ENGINES
 
 LAYERS = {
-    "errors": 0, "types": 0,
-    "config": 1, "environment": 1, "progress": 1, "rundir": 1, "storage": 1,
+    "errors": 0, "section": 0, "types": 0,
+    "config": 1, "endpoints": 1, "environment": 1, "progress": 1, "rundir": 1, "storage": 1,
     "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "rubrics": 2, "sources": 2, "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,
     "evals": 4, "stages": 4,
@@ -20,6 +21,7 @@ LAYERS = {
 }  # fmt: skip
 
 SAME_LAYER = {
+    ("config", "endpoints"): "a section of the tree in a file of its own; config is as long as a file may be",
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
     ("training", "engines"): "both load a model folder; engines.loading does it",
     ("engines", "lab"): "model.path=lab names the embedded model's folder",
@@ -27,7 +29,7 @@ SAME_LAYER = {
 }
 """Edges inside a layer that are allowed, with the reason."""
 
-HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "ray"}
+HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "ray", "openai"}
 """Appear only in these units."""
 HEAVY_UNITS = {"engines", "training", "lab"}
 
@@ -78,7 +80,10 @@ def test_no_stage_imports_a_stage():
 
 
 def test_no_engine_imports_another():
-    engines = {f"selfreward.engines.{name}" for name in get_args(EngineConfig.model_fields["name"].annotation)}
+    # Two tables: engines of the policy are named by `engine.name`; those that only play roles (an endpoint has no weights
+    # to train) stand in ROLE_ENGINES. The rule is one: a module a name, and none knows another.
+    names = {*get_args(EngineConfig.model_fields["name"].annotation), *ROLE_ENGINES}
+    engines = {f"selfreward.engines.{name}" for name in names}
     assert engines <= modules().keys(), "engine names and their modules are the same"
     wrong = [f"{place(m, line)} imports {t}" for m, t, line in ours() if {m, t} <= engines and m != t]
     assert not wrong, "\n".join(wrong)
@@ -129,6 +134,10 @@ def loaded_by(code):
 
 def test_the_command_line_starts_light():
     assert loaded_by("import selfreward.cli") == []
+
+
+def test_a_check_needs_no_model_stack():
+    assert not HEAVY.intersection(loaded_by("import selfreward.preflight"))
 
 
 def test_the_report_renders_without_a_model_stack():

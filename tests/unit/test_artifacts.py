@@ -257,7 +257,7 @@ def judge(stage, calls, fail_at=None):
         calls.append([prompt.id for prompt in chunk])
         if len(calls) == fail_at:
             raise StopError
-        stage.add_tokens(prompt=len(chunk), generated=2 * len(chunk))
+        stage.add_tokens(prompt=len(chunk), generated=2 * len(chunk), num_untold=len(chunk) % 4)
         return [Judgement(prompt.id, (), stage.seed(prompt.id) % 7) for prompt in chunk]
 
     judgements = stage.chunks("judgements", PROMPTS, 4, work, Judgement)
@@ -278,6 +278,7 @@ def test_a_restart_redoes_one_chunk_and_changes_no_byte(tmp_path):
     one, other = (read_json(artifact.path / "record.json") for artifact in (resumed, whole))
     assert one["outputs"] == other["outputs"]
     assert one["tokens"] == other["tokens"] == {"prompt": 10, "generated": 20}
+    assert one["notes"] == other["notes"] == {"num_replies_without_token_counts": 2}
     assert [row.completion_id for row in read_rows(whole.path / "judgements.parquet", Judgement)] == [p.id for p in PROMPTS]
     assert not (resumed.path / "parts").exists()
 

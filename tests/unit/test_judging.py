@@ -152,6 +152,8 @@ def test_replies_cut_by_the_token_limit(text, expected):
 def test_engine_errors():
     vote = parse_vote(ADDITIVE, Generation("r", "", 5000, 0, "error", "too_long"), 2)
     assert (vote.index, vote.score, vote.failure, vote.finish_reason) == (2, None, "too_long", "error")
+    vote = parse_vote(ADDITIVE, Generation("r", "", None, None, "error", "content_filter"), 0)
+    assert (vote.score, vote.failure, vote.num_tokens) == (None, "content_filter", None)
     with pytest.raises(EngineError, match="'r' failed: connection lost"):
         parse_vote(ADDITIVE, reply("", "error", "connection lost"), 0)
     with pytest.raises(EngineError):
@@ -229,6 +231,7 @@ def test_cut_verdicts_and_over_long_prompts_are_missing():
     assert parse_verdict(PAIRWISE, reply("Verdict: A /", "length")) is None
     assert parse_verdict(PAIRWISE, reply("Verdict: A\n", "length")) == "A"
     assert parse_verdict(PAIRWISE, reply("", "error", "too_long")) is None
+    assert parse_verdict(PAIRWISE, reply("", "error", "content_filter")) is None
 
 
 def test_prompts_hold_what_they_ask_about_once():

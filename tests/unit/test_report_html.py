@@ -200,6 +200,14 @@ def test_file_is_written_whole(directory):
     assert text.rstrip().endswith("</html>")
 
 
+def test_endpoints_are_shown_among_the_settings(tmp_path):
+    endpoints = {"far": {"base_url": "http://models.example/v1", "model": "big", "api_key_env": "FAR_KEY"}}
+    config = config_of(tmp_path / "far", num_rounds=0, endpoints=endpoints, judge={"model": "endpoint:far"})
+    text = render_report(write_start(tmp_path / "far", config))
+    for shown in ("endpoints.far.base_url", "http://models.example/v1", "FAR_KEY", "endpoint:far"):
+        assert shown in text
+
+
 def test_changed_settings_are_marked(page):
     changed = re.findall(r'class="changed"><dt>([^<]+)</dt>', page.text)
     assert "eval.oracle" in changed

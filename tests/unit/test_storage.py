@@ -212,6 +212,34 @@ def test_whole_numbers_are_never_cut(tmp_path):
         write_rows(tmp_path / "x", [Vote(0, "", None, "empty", 4.5, "stop")])
 
 
+@dataclass(frozen=True)
+class Told:
+    number: int
+
+
+@dataclass(frozen=True)
+class ToldList:
+    items: tuple[Told, ...]
+
+
+@dataclass(frozen=True)
+class Untold:
+    number: int | None
+
+
+@dataclass(frozen=True)
+class UntoldList:
+    items: tuple[Untold, ...]
+
+
+def test_what_never_was_empty_can_be_read_as_what_may_be(tmp_path):
+    write_rows(tmp_path / "told", [ToldList((Told(3),))])
+    assert read_rows(tmp_path / "told", UntoldList) == [UntoldList((Untold(3),))]
+    write_rows(tmp_path / "untold", [UntoldList((Untold(None),))])
+    with pytest.raises(CorruptArtifactError, match="does not hold ToldList rows"):
+        read_rows(tmp_path / "untold", ToldList)
+
+
 def test_rows_of_mixed_types_are_refused(tmp_path):
     with pytest.raises(DataError, match="expected Prompt, got Drop"):
         write_rows(tmp_path / "x", [PROMPTS[0], Drop("a", "b")])

@@ -1,11 +1,12 @@
-"""Engines: the visible table of who can answer requests, and the one way to open one."""
+"""Engines: the visible tables of who can answer requests, and the one way to open one."""
 
 from collections.abc import Callable, Mapping
 
 from selfreward.config import SCRIPTED_PREFIX, Config
+from selfreward.endpoints import ENDPOINT_PREFIX
 from selfreward.engines.base import Engine
 
-__all__ = ["ENGINES", "Engine", "open_engine"]
+__all__ = ["ENGINES", "ROLE_ENGINES", "ROLE_PREFIXES", "Engine", "open_engine"]
 
 
 def _open_hf(model: str, config: Config) -> Engine:
@@ -15,22 +16,36 @@ def _open_hf(model: str, config: Config) -> Engine:
 
 
 def _open_scripted(model: str, config: Config) -> Engine:
+    return _open_script(config.engine.script or "", config)
+
+
+def _open_script(name: str, config: Config) -> Engine:
     from selfreward.engines.scripted import ScriptedEngine
 
-    return ScriptedEngine.open(config.engine.script or "")
+    return ScriptedEngine.open(name)
+
+
+def _open_endpoint(name: str, config: Config) -> Engine:
+    from selfreward.engines.openai import OpenAIEngine
+
+    return OpenAIEngine.open(name, config)
 
 
 ENGINES: Mapping[str, Callable[[str, Config], Engine]] = {"hf": _open_hf, "scripted": _open_scripted}
-"""`engine.name` -> how to open it for a model folder."""
+"""`engine.name` -> how to open it for a model folder. These can play the policy: their models are trained here."""
+ROLE_ENGINES: Mapping[str, Callable[[str, Config], Engine]] = {"scripted": _open_script, "openai": _open_endpoint}
+"""Engine -> how to open it for a role's player that is no model folder: a script, an endpoint."""
+ROLE_PREFIXES: Mapping[str, str] = {SCRIPTED_PREFIX: "scripted", ENDPOINT_PREFIX: "openai"}
+"""What a role's `model` begins with -> the engine in ROLE_ENGINES that opens the rest."""
 
 
 def open_engine(model: str, config: Config) -> Engine:
-    """The engine for a model: a folder (opened by `engine.name`), or `scripted:NAME` whatever `engine.name` is.
+    """The engine for a model: a folder (opened by `engine.name`), `scripted:NAME` or `endpoint:NAME` whatever `engine.name` is.
 
-    Raises ModelError when the folder cannot be used, ConfigError when a script or device cannot.
+    Raises ModelError when the folder cannot be used, ConfigError when a script, device or endpoint cannot, and
+    MissingExtraError when a package for it is not installed.
     """
-    if model.startswith(SCRIPTED_PREFIX):
-        from selfreward.engines.scripted import ScriptedEngine
-
-        return ScriptedEngine.open(model.removeprefix(SCRIPTED_PREFIX))
+    for prefix, name in ROLE_PREFIXES.items():
+        if model.startswith(prefix):
+            return ROLE_ENGINES[name](model.removeprefix(prefix), config)
     return ENGINES[config.engine.name](model, config)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from selfreward.artifacts import Stage
 from selfreward.engines.base import Engine
 from selfreward.errors import EngineError
-from selfreward.types import Generation, Request
+from selfreward.types import REQUEST_ERRORS, Generation, Request
 
 
 def collect(stage: Stage, engine: Engine, requests: Sequence[Request]) -> list[Generation]:
-    """The replies in the order of the requests; their tokens are added to the stage's.
+    """The replies in the order of the requests; their tokens are added to the stage's, those that are told.
 
     Raises EngineError when a request has no reply or more than one.
     """
@@ -24,13 +24,20 @@ def collect(stage: Stage, engine: Engine, requests: Sequence[Request]) -> list[G
             f"{stage.key}: {len(requests)} requests got {len(replies)} replies; the first without one: {missing[:1]}"
         )
     stage.add_tokens(
-        sum(reply.num_prompt_tokens for reply in replies.values()), sum(reply.num_tokens for reply in replies.values())
+        sum(reply.num_prompt_tokens or 0 for reply in replies.values()),
+        sum(reply.num_tokens or 0 for reply in replies.values()),
+        sum(_is_untold(reply) for reply in replies.values()),
     )
     return [replies[request.id] for request in requests]
 
 
 def refuse_engine_failure(reply: Generation) -> Generation:
-    """The reply itself, unless the engine failed for another reason than `too_long`: then EngineError."""
-    if reply.finish_reason == "error" and reply.error != "too_long":
+    """The reply itself, unless the engine failed for a reason that is not the request's own: then EngineError."""
+    if reply.finish_reason == "error" and reply.error not in REQUEST_ERRORS:
         raise EngineError(f"request {reply.request_id!r} failed: {reply.error}; see the engine.* settings")
     return reply
+
+
+def _is_untold(reply: Generation) -> bool:
+    """Whether there is a reply whose tokens are unknown. A refused request cost none."""
+    return reply.finish_reason != "error" and None in (reply.num_prompt_tokens, reply.num_tokens)

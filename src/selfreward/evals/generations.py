@@ -60,5 +60,6 @@ def _answer(
 def _output(prompt: Prompt, kind: Literal["sampled", "greedy"], reply: Generation, use_oracle: bool) -> EvalOutput:
     if reply.finish_reason == "error":
         return EvalOutput(prompt.id, prompt.text, kind, "", 0, "error", None)
+    assert reply.num_tokens is not None, "only servers leave counts out, and none of them plays the policy"
     value = oracle.score(prompt.text, reply.text) if use_oracle else None
     return EvalOutput(prompt.id, prompt.text, kind, reply.text, reply.num_tokens, reply.finish_reason, value)

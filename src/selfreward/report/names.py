@@ -58,6 +58,7 @@ FAILURES = {
     "truncated": "cut by the token limit",
     "empty": "empty reply",
     "too_long": "prompt too long for the context",
+    "content_filter": "withheld by the judge's server",
 }
 """Names of failed votes in plain words."""
 
@@ -67,6 +68,7 @@ SHORT_FAILURES = {
     "truncated": "cut",
     "empty": "empty",
     "too_long": "too long",
+    "content_filter": "withheld",
 }
 """The same beside the scores of other votes."""
 

@@ -249,12 +249,19 @@ def _stages(run_dir: RunDir, config: Config) -> Iterator[dict[str, Any]]:
 
 def _settings(config: Config) -> Iterator[dict[str, Any]]:
     """Every setting, flat, with a mark where it differs from the default."""
-    given, default = config.model_dump(mode="json"), Config(name="default").model_dump(mode="json")
+    given, default = (dict(_flat(tree.model_dump(mode="json"))) for tree in (config, Config(name="default")))
     for key, value in given.items():
-        inner = value.items() if isinstance(value, dict) else [(None, value)]
-        for name, item in inner:
-            usual = default[key][name] if name else default[key]
-            yield {"key": f"{key}.{name}" if name else key, "value": str(item), "changed": item != usual and key != "name"}
+        changed = key != "name" and (key not in default or value != default[key])
+        yield {"key": key, "value": str(value), "changed": changed}
+
+
+def _flat(tree: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf; an empty section has none."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _environment(run_dir: RunDir) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Who plays a role in a round: the live model, a frozen model folder, or a scripted table."""
+"""Who plays a role in a round: the live model, a frozen model folder, an endpoint, or a scripted table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,12 +7,14 @@ from typing import Any
 
 from selfreward.artifacts import Artifact, hash_file, hash_model
 from selfreward.config import POLICY, SCRIPTED_PREFIX, Config
+from selfreward.endpoints import EndpointConfig, endpoint_name
 from selfreward.engines.loading import resolve_model_path
 
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """A role filled. `model` is what `open_engine` takes, `label` what records show (`m1`, a folder, `scripted:NAME`),
+    """A role filled. `model` is what `open_engine` takes, `label` what records show (`m1`, a folder, `endpoint:NAME`,
+    `scripted:NAME`),
     `section` what decides its replies beside the weights of the live model, `inputs` those weights' artifact."""
 
     model: str
@@ -28,6 +30,8 @@ def cast_role(setting: str, policy: Artifact, config: Config) -> Player:
         return Player(str(policy.checkpoint), model_name(policy), section, {"model": policy})
     if setting.startswith(SCRIPTED_PREFIX):
         return Player(setting, setting, {"script": _script_hash(setting.removeprefix(SCRIPTED_PREFIX))})
+    if (name := endpoint_name(setting)) is not None:
+        return Player(setting, setting, {"endpoint": _endpoint_section(config.endpoints[name])})
     return Player(setting, setting, {**section, "weights": weights_of(resolve_model_path(setting))})
 
 
@@ -48,6 +52,12 @@ def _engine_section(config: Config) -> Mapping[str, Any]:
     if config.engine.name == "scripted":
         return {"name": "scripted", "script": _script_hash(config.engine.script or "")}
     return {"name": config.engine.name}
+
+
+def _endpoint_section(endpoint: EndpointConfig) -> Mapping[str, Any]:
+    """Who answers, and whether our seeds decide it; its key, limits and waits do not. What weights stand behind a model's name
+    there only the server knows."""
+    return {"base_url": endpoint.base_url, "model": endpoint.model, "api": endpoint.api, "send_seed": endpoint.send_seed}
 
 
 def _script_hash(name: str) -> str:

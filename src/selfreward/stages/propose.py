@@ -2,7 +2,8 @@
 
 In: IFT prompts, the prompts of earlier rounds, the proposer. Out: prompts.parquet. Proposals are asked for in batches
 until `propose.num_prompts` are accepted or `propose.max_attempts` were asked. The order of the checks is the order
-of the reasons: `prompt_too_long` (the demonstrations fill the context), `truncated`, those of `filters.refuse`, `heldout`,
+of the reasons: `prompt_too_long` (the demonstrations fill the context), `content_filter` (the proposer's server
+withheld the reply), `truncated`, those of `filters.refuse`, `heldout`,
 `copied` (one of its own demonstrations), `duplicate` (known already), `rouge_l` (too close to a known prompt), `surplus`.
 """
 
@@ -149,7 +150,7 @@ class Collector:
     def _reason(self, reply: Generation, text: str, demonstrations: Sequence[str]) -> str | None:
         """Why a proposal is refused before its likeness is looked at, or None."""
         if reply.finish_reason == "error":
-            return "prompt_too_long"
+            return "prompt_too_long" if reply.error == "too_long" else reply.error
         if reply.finish_reason == "length":
             return "truncated"
         key = normalise(text)

@@ -15,7 +15,7 @@ from selfreward.engines import open_engine
 from selfreward.engines.asking import collect, refuse_engine_failure
 from selfreward.engines.base import Engine
 from selfreward.stages._roles import cast_role
-from selfreward.types import Completion, Counts, Drop, Message, Prompt, Request, Sampling
+from selfreward.types import Completion, Counts, Drop, Generation, Message, Prompt, Request, Sampling
 
 
 def run(run: Run, t: int, model: Artifact, prompts: Artifact) -> Artifact:
@@ -50,9 +50,14 @@ def sample_candidates(stage: Stage, engine: Engine, prompts: Sequence[Prompt]) -
     ]
     replies = collect(stage, engine, requests)
     return [
-        Completion(reply.request_id, prompt.id, prompt.text, index, reply.text, reply.num_tokens, reply.finish_reason)
+        _completion(prompt, index, reply)
         for (prompt, index), reply in zip(wanted, map(refuse_engine_failure, replies), strict=True)
     ]
+
+
+def _completion(prompt: Prompt, index: int, reply: Generation) -> Completion:
+    assert reply.num_tokens is not None, "only servers leave counts out, and none of them plays the policy"
+    return Completion(reply.request_id, prompt.id, prompt.text, index, reply.text, reply.num_tokens, reply.finish_reason)
 
 
 def drop_of(completion: Completion) -> Drop | None:
