@@ -1,7 +1,6 @@
 """What can be known before a model loads: files that a config names, the model folder, rubrics. Needs no torch."""
 
 import json
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -122,9 +121,8 @@ def check_seed(config: Config) -> list[str]:
                 f"{label}: {source.path!r} is no file or folder here; set its path (or seed.path), "
                 f"or {label}.allow_download=true for a data set of the hub"
             )
-        reading, items = read_source(source, label, config.seed.on_bad_row)
-        with closing(items):
-            num_rows = sum(1 for _ in islice(items, FIRST_ROWS))
+        reading, items = read_source(source, "", config.seed.on_bad_row)
+        num_rows = sum(1 for _ in islice(items, FIRST_ROWS))
         if not num_rows:
             raise DataError(f"{label}: {source.path!r} holds no rows")
         found = "detected" if reading.detected else "named"

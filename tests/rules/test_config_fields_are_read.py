@@ -24,7 +24,9 @@ def fields():
                 yield f"{name}.{inner}", name, classes, inner
                 for item in get_args(inner_field.annotation):
                     if isinstance(item, type) and issubclass(item, Section):  # A tuple of sections: read by their class.
-                        yield from ((f"{name}.{inner}.{key}", inner, frozenset({item.__name__}), key) for key in item.model_fields)
+                        yield from (
+                            (f"{name}.{inner}.{key}", inner, frozenset({item.__name__}), key) for key in item.model_fields
+                        )
         else:
             yield name, None, frozenset(), name
 

@@ -20,6 +20,7 @@ TABLES = {
     "ranked_heldout": "held-out ranked sets",
 }
 """Split -> its name for people."""
+NAMES = {**TABLES, "unused_heldout": "unused held-out rows"}
 _BAR = 30
 """Characters of the longest bar of a histogram."""
 
@@ -83,7 +84,7 @@ def _tables(summary: Mapping[str, Any]) -> Table:
 
 
 def _name(split: str) -> str:
-    return TABLES.get(split, split.replace("_", " "))
+    return NAMES[split]
 
 
 def _listed(counts: Mapping[str, int]) -> str:

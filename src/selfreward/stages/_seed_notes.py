@@ -24,6 +24,8 @@ class SourceNotes:
         self.dropped: Counter[str] = Counter()
         self.num_rows = 0
         self._path = source.path
+        self._is_lab = source.format == "lab"
+        self._lang = source.lang or "not said"
         self._num_replies = 0
         self._kept: Counter[str] = Counter()
         self._replies_kept = 0
@@ -39,7 +41,7 @@ class SourceNotes:
     def keep(self, record: Record, split: str) -> None:
         """Count a row that a table takes."""
         self._kept[split] += 1
-        self._languages[record.lang or "unknown"] += 1
+        self._languages[record.lang or self._lang] += 1
         self._words["prompts"].append(_num_words(record.prompt))
         used: Sequence[str] = ()
         if split.startswith("ranked"):
@@ -61,7 +63,8 @@ class SourceNotes:
         lost[LOST_REPLY] += self._num_replies - self._replies_kept - self._replies_unused
         return {
             "path": self._path,
-            "format": self.reading.format,
+            # The micro-world is read as a seed folder that was written a moment before.
+            "format": "lab" if self._is_lab else self.reading.format,
             "detected": self.reading.detected,
             "rows": self.num_rows,
             "kept": dict(sorted(self._kept.items())),

@@ -3,7 +3,7 @@
 Held-out sets come first, then EFT, then IFT. A prompt that overlaps with one of an earlier group leaves: equal text after
 normalising, or a ROUGE-L above `seed.max_overlap`. The two held-out tables are one group, because neither is trained on: a
 source that names its held-out rows may ask the same prompt in both. EFT targets and the ranked sets for more of them
-are one group too.
+are one group too. A split takes no row that a later one needs for its share.
 """
 
 import itertools

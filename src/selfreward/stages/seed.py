@@ -96,19 +96,17 @@ def _work(stage: Stage) -> Counts:
 
 
 def _read(stage: Stage, source: SourceConfig, place: int, notes: SourceNotes) -> Iterator[Record | Drop]:
-    """A source's stream; its format is logged, its rows are counted in the notes."""
-    label = f"seed.sources[{place}]"
+    """A source's stream; its format is logged, its rows are counted in the notes. Ids of further sources begin with
+    `s2-`, `s3-`, ..., so that another source changes none of the first one's."""
     files = _as_files(source, stage.path / LAB_FOLDER, stage.config.seed)
-    reading, items = read_source(files, label, stage.config.seed.on_bad_row)
-    if source.format == "lab":
-        reading.format = source.format
-    said = {"source": label, "path": source.path, "format": reading.format, "detected": reading.detected}
+    reading, items = read_source(files, f"s{place + 1}" if place else "", stage.config.seed.on_bad_row)
+    said = {"source": place + 1, "path": source.path, "format": reading.format, "detected": reading.detected}
     stage.logger.info("seed source opened", extra={"data": said})
     notes.reading = reading
     for item in items:
         notes.num_rows += 1
         yield item
-    assert reading.num_rows == notes.num_rows, f"{label} counted {reading.num_rows} rows and yielded {notes.num_rows}"
+    assert reading.num_rows == notes.num_rows, f"source {place + 1} counted {reading.num_rows} rows, not {notes.num_rows}"
 
 
 def _check_tables(tables: Mapping[SplitName, Sequence[Candidate]], notes: Sequence[SourceNotes]) -> None:
