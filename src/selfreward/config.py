@@ -11,21 +11,17 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
 
+from selfreward.config_sections import Section as Section
+from selfreward.config_sections import SourceConfig as SourceConfig
 from selfreward.errors import ConfigError
 
 POLICY = "policy"
 """The `model` value that means: the live model of the round (self-rewarding)."""
 SCRIPTED_PREFIX = "scripted:"
 """A `model` value `scripted:NAME` is answered by the scripted engine with that table."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, numbers are finite, values cannot change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
