@@ -296,8 +296,13 @@ def test_a_long_stream_is_written_in_groups(tmp_path):
 def test_a_stream_that_breaks_off_leaves_the_old_file(tmp_path):
     path = tmp_path / "rows.parquet"
     write_rows(path, [Drop("old", "reason")], Drop)
-    with pytest.raises(DataError, match=r"Drop\.reason"), writing_rows(path, Drop) as write:
-        write(Drop("new", "reason"))
-        write(Drop("bad", 3))
+
+    def write_two():
+        with writing_rows(path, Drop) as write:
+            write(Drop("new", "reason"))
+            write(Drop("bad", 3))
+
+    with pytest.raises(DataError, match=r"Drop\.reason"):
+        write_two()
     assert [file.name for file in tmp_path.iterdir()] == ["rows.parquet"]
     assert [row.id for row in read_rows(path, Drop)] == ["old"]

@@ -15,7 +15,8 @@ class Record:
     """One usable row. `roles` are those that its content allows and its source's `role` wants; never empty.
 
     `response` is the reply to imitate (role `ift`). `replies` are ranked ones (role `ranked`), best first (in a seed
-    folder as they stand), with `ranks[i]` of `replies[i]`, 0 best, equal = tied. `judgement` and `score` belong to `response` (role `eft`).
+    folder as they stand), with `ranks[i]` of `replies[i]`, 0 best, equal = tied. `judgement` and `score` belong to
+    `response` (role `eft`).
     """
 
     id: str

@@ -8,8 +8,8 @@
 | heldout_prompts.jsonl | {"prompt"} | prompts, heldout, `heldout-17` |
 | heldout_ranked.jsonl | as ranked.jsonl | ranked, heldout, `heldout-ranked-17` |
 
-The number is the line. Rank 0 is best, equal ranks are ties, the replies may stand in any order and keep it. No text may be blank, and
-a ranked row holds at least two replies. Further keys are ignored, a row's own id as well.
+The number is the line. Rank 0 is best, equal ranks are ties, the replies may stand in any order and keep it. No text may be
+blank, and a ranked row holds at least two replies. Further keys are ignored, a row's own id as well.
 """
 
 from dataclasses import dataclass, replace

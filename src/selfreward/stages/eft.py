@@ -21,10 +21,10 @@ from selfreward.engines import open_engine
 from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
 from selfreward.errors import DataError
-from selfreward.judging import judge_messages, parse_vote
+from selfreward.judging import check_targets, judge_messages, parse_vote
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.stages._roles import cast_role
-from selfreward.types import Counts, Drop, EftExample, Generation, Judgement, RankedSet, Request, Sampling, Vote
+from selfreward.types import Counts, Drop, EftExample, Judgement, RankedSet, Request, Sampling, Vote
 
 
 def run(run: Run, judge_model: Artifact, seed: Artifact) -> Artifact:
@@ -48,7 +48,7 @@ def run(run: Run, judge_model: Artifact, seed: Artifact) -> Artifact:
 
     def work(stage: Stage) -> Counts:
         stage.roles = {"judge": player.label}
-        _check_given(given, rubric)
+        check_targets(rubric, given)
         with open_engine(player.model, stage.config) as engine:
             votes_a_set = stage.config.eft.samples * max(len(item.responses) for item in ranked)
             size = max(1, stage.config.engine.chunk_size // votes_a_set)
@@ -165,19 +165,8 @@ def _build(stage: Stage, given: Sequence[EftExample], sets: Sequence[RankedSet],
 
 
 def _take_over(given: Sequence[EftExample], rubric: Rubric, stage: Stage) -> Counts:
-    _check_given(given, rubric)
+    check_targets(rubric, given)
     return _store(stage, given, [])
-
-
-def _check_given(given: Sequence[EftExample], rubric: Rubric) -> None:
-    for target in given:
-        vote = parse_vote(rubric, Generation(target.id, target.judgement, 0, 0, "stop"), 0)
-        if vote.score is None or abs(vote.score - target.score) > 1e-6:
-            found = vote.failure if vote.score is None else f"{vote.score:g}"
-            raise DataError(
-                f"EFT target {target.id!r}: rubric {rubric.name!r} reads {found} from its judgement, "
-                f"but its score is {target.score:g}; correct the row, or set judge.rubric to its format"
-            )
 
 
 def _store(stage: Stage, targets: Sequence[EftExample], drops: Sequence[Drop]) -> Counts:

@@ -11,12 +11,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from selfreward.artifacts import Artifact, Run, Stage, hash_file, read_json
+from selfreward.artifacts import Artifact, Run, Stage, hash_file, read_json, read_rows
 from selfreward.config import Config, SeedConfig, SourceConfig
 from selfreward.errors import DataError
+from selfreward.judging import check_targets
 from selfreward.lab.seed_files import write_seed_files
+from selfreward.rubrics import load_rubric
 from selfreward.sources import read_source
 from selfreward.sources.records import Record
 from selfreward.stages._pool import SPLITS, Candidate, Pool, SplitName
@@ -39,13 +40,14 @@ def run(run: Run) -> Artifact:
     """Read, split and store the seed data.
 
     Raises DataError when a source cannot be read, when no IFT pair or held-out prompt is left, and when M1 shall learn to
-    judge but nothing is there to teach it.
+    judge but nothing is there to teach it, or a ready target does not say its score in the rubric's words.
     """
     config = run.config.seed
     # Contents count, not where they lie.
     section = config.model_dump(mode="json", exclude={"path": True, "sources": {"__all__": {"path", "allow_download"}}})
     artifact = run.stage("seed", {"seed": section, "files": source_hashes(config)}, {}, _work)
-    _check_eft(run.config, read_json(artifact.path / "record.json")["notes"])
+    if run.config.mode == "self-rewarding":
+        _check_eft(run.config, artifact.path)
     return artifact
 
 
@@ -160,9 +162,11 @@ def to_row(record: Record, split: SplitName) -> Demonstration | EftExample | Pro
     return EftExample(record.id, record.prompt, record.response, record.judgement, record.score)
 
 
-def _check_eft(config: Config, notes: Mapping[str, Any]) -> None:
-    """Whether something can teach M1 to judge: known now, not only after the SFT baseline is trained."""
-    if config.mode == "no-eft" or config.eft.min_targets == 0 or notes["num_eft_train"] or notes["num_ranked_train"]:
+def _check_eft(config: Config, folder: Path) -> None:
+    """Whether something can teach M1 to judge: said now, not after the SFT baseline is trained."""
+    targets = read_rows(folder / "eft_train.parquet", EftExample)
+    check_targets(load_rubric(config.judge.rubric, "pointwise"), targets)
+    if targets or config.eft.min_targets == 0 or read_json(folder / "record.json")["notes"]["num_ranked_train"]:
         return
     why = "seed.num_eft=0" if config.seed.num_eft == 0 else "no source has EFT targets or ranked replies for training"
     raise DataError(
