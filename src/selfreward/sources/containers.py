@@ -43,36 +43,41 @@ def data_suffix(path: Path) -> str:
 
 def text_rows(path: Path, is_row: IsRow) -> Rows:
     """How to read a file of text. Raises DataError when it is empty, blank, or of no known kind."""
-    with reading(path), open_bytes(path) as file:
-        first = _first_line(path, file)
-        more = any(line.strip() for line in iter(lambda: file.readline(_CHUNK), b"")) if first.startswith("{") else True
     suffix = data_suffix(path)
-    if first.startswith("["):
-        return lambda: _array(path)
-    if first.startswith("{"):
-        whole = _object(first)
-        if suffix in LINE_SUFFIXES or (whole is not None and (more or is_row(whole))):
-            return lambda: _lines(path)
-        return lambda: _wrapped(path, is_row)
+    with reading(path), open_bytes(path) as file:
+        first = _first_piece(path, file)
+        if first.startswith(b"["):
+            return lambda: _array(path)
+        if first.startswith(b"{"):
+            is_lines = suffix in LINE_SUFFIXES or _begins_with_a_line(first, file, is_row)
+            return (lambda: _lines(path)) if is_lines else (lambda: _wrapped(path, is_row))
     if suffix in LINE_SUFFIXES:
         return lambda: _lines(path)
+    text = first.decode(errors="replace").strip()  # It may end inside a character.
     for delimiter, own in ((",", ".csv"), ("\t", ".tsv")):
-        names = [name.strip().strip('"') for name in first.split(delimiter)]
+        names = [name.strip().strip('"') for name in text.split(delimiter)]
         if suffix == own or (suffix not in DATA_SUFFIXES and is_row(dict.fromkeys(names, "text"))):
             return lambda: _table(path, delimiter)
-    raise DataError(f"{path} is not {KINDS}; it begins with {shown(first)}")
+    raise DataError(f"{path} is not {KINDS}; it begins with {shown(text)}")
 
 
-def _first_line(path: Path, file: BinaryIO) -> str:
-    """The first line that is not blank, stripped."""
-    number = 0
-    for number, line in enumerate(_raw_lines(path, file), start=1):
-        if number == 1:
-            _refuse_other_encodings(path, line)
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        if text:
-            return text
-    raise DataError(f"{path} is empty" if number == 0 else f"{path} holds blank lines only")
+def _first_piece(path: Path, file: BinaryIO) -> bytes:
+    """The first line that is not blank, or its beginning when it is long, without blanks before it."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    is_first = True
+    while piece := file.readline(_CHUNK):
+        if is_first:
+            _refuse_other_encodings(path, piece)
+        is_first = False
+        if decoder.decode(piece).strip():
+            return piece.removeprefix(codecs.BOM_UTF8).lstrip()
+    raise DataError(f"{path} is empty" if is_first else f"{path} holds blank lines only")
+
+
+def _begins_with_a_line(first: bytes, file: BinaryIO, is_row: IsRow) -> bool:
+    """Whether JSON lines begin here: an object on one line, with something below or with the fields of a row."""
+    value = _object(first if first.endswith(b"\n") else first + file.readline(MAX_ROW))
+    return value is not None and (is_row(value) or any(text.strip() for text in iter(lambda: file.readline(_CHUNK), b"")))
 
 
 def _refuse_other_encodings(path: Path, line: bytes) -> None:
@@ -242,9 +247,9 @@ def _table(path: Path, delimiter: str) -> Iterator[Row | BadRow]:
             raise DataError(f"{path} line {reader.line_num}: broken CSV: {_one_line(error)}") from error
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(text)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

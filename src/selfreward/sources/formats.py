@@ -71,7 +71,9 @@ def is_row(value: Value) -> bool:
 def detect(name: str, rows: Sequence[Row], table: Mapping[str, Format]) -> Format:
     """The one format that all rows fit; rows that fit none do not count. Raises DataError when there is not exactly one."""
     fitting = [(row, {item.name for item in table.values() if item.fits(row.value)}) for row in rows]
-    fitting = [(row, names) for row, names in fitting if names]
+    # A row without its reply looks like a bare prompt: where others have one, it is a malformed row and no other format.
+    weakest = {"prompts"} if any(names - {"prompts"} for _, names in fitting) else set()
+    fitting = [(row, names) for row, names in fitting if names - weakest]
     if not fitting:
         keys = sorted({str(key) for row in rows for key in row.value})
         raise DataError(f"{name} has an unknown format: its first rows have the fields {keys}; {_choices(table)}")

@@ -58,8 +58,9 @@ class Row:
         for key in keys:
             if self.value.get(key) is not None:
                 return key
-        if len(keys) == 1 and keys[0] in self.value:
-            raise self.fail(keys[0], "is null")
+        for key in keys:
+            if key in self.value:
+                raise self.fail(key, "is null")
         named = " or ".join(repr(self.where + key) for key in keys)
         keys_found = shown(sorted(map(str, self.value)))
         raise DataError(f"{self.path} {self.unit} {self.number}: field {named} is missing; the row has {keys_found}")
