@@ -87,14 +87,6 @@ class SeedConfig(Section):
             raise ValueError(f"seed.path={self.path!r} belongs to no source; set seed.sources=[{{format: auto}}] to read it")
         return self
 
-    @property
-    def located(self) -> tuple[SourceConfig, ...]:
-        """The sources, each with its path; the micro-world has none."""
-        return tuple(
-            source if source.path or source.format == "lab" else source.model_copy(update={"path": self.path})
-            for source in self.sources
-        )
-
 
 class EftConfig(Section):
     """Building EFT targets from ranked replies with the SFT baseline as judge (paper section 3.1)."""

@@ -34,7 +34,7 @@ class SourceConfig(Section):
     max_prompt_words: int | None = Field(default=None, ge=1)
     """Rows whose prompt has more words are left out."""
     cap: int | None = Field(default=None, ge=1)
-    """At most this many records of the source are used."""
+    """Reading stops after this many records; what follows is not looked at."""
     allow_download: bool = False
     """Let `datasets` stream `path` from the hub when it is no file or folder; otherwise no network is used."""
 

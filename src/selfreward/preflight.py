@@ -10,6 +10,7 @@ from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError, DataError
 from selfreward.rubrics import Kind, Rubric, load_rubric
 from selfreward.sources import read_source
+from selfreward.stages.seed import located_sources
 
 FIRST_ROWS = 20
 """Rows of each seed source that are read before a run."""
@@ -110,7 +111,7 @@ def check_seed(config: Config) -> list[str]:
     """Each source of seed data by its first rows; a line each. Raises ConfigError for one that is not there, and what
     reading raises: DataError for an unknown format or a malformed row."""
     lines = []
-    for place, source in enumerate(config.seed.located):
+    for place, source in enumerate(located_sources(config.seed)):
         label = f"seed.sources[{place}]"
         if source.format == "lab":
             lines.append(f"{label}: the micro-world, held-out set {config.seed.heldout!r}")

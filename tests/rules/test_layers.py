@@ -22,6 +22,7 @@ LAYERS = {
 SAME_LAYER = {
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
     ("training", "engines"): "both load a model folder; engines.loading does it",
+    ("sources", "filters"): "both count words; filters says what a word is",
     ("engines", "lab"): "model.path=lab names the embedded model's folder",
     ("cli", "experiments"): "a command runs it",
 }

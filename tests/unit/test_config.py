@@ -17,6 +17,7 @@ from selfreward.config import (
     parse_config,
 )
 from selfreward.errors import ConfigError
+from selfreward.stages.seed import located_sources
 
 
 def load(tmp_path, text, *overrides):
@@ -63,9 +64,9 @@ def test_overrides_come_last_and_are_typed(tmp_path):
 
 def test_seed_path_fills_in_where_a_source_has_none(tmp_path):
     sources = "seed.sources=[{path: a, format: alpaca}, {role: ranked}, {format: lab}]"
-    located = load(tmp_path, "name: a\n", sources, "seed.path=b").seed.located
+    located = located_sources(load(tmp_path, "name: a\n", sources, "seed.path=b").seed)
     assert [(source.path, source.format) for source in located] == [("a", "alpaca"), ("b", "auto"), ("", "lab")]
-    assert Config(name="x").seed.located[0].format == "lab"
+    assert located_sources(Config(name="x").seed)[0].format == "lab"
 
 
 def test_settings_cannot_change_after_loading():

@@ -10,7 +10,7 @@ from test_cli import selfreward
 from selfreward.report.seed_table import render_seed
 
 SOURCE: dict[str, Any] = {
-    "path": "/data/people.jsonl", "format": "alpaca", "detected": True, "rows": 1200,
+    "path": "/data/people.jsonl", "format": "alpaca", "detected": True, "rows": 1200, "stopped_at_cap": True,
     "kept": {"ift": 900, "prompts_heldout": 100}, "dropped": {"duplicate": 150, "lang": 50},
     "replies": {"in": 1000, "kept": 700, "dropped": {"unused": 250, "row_dropped": 50}},
     "languages": {"en": 1000}, "scores": {"1": 3, "4": 60},
@@ -31,7 +31,8 @@ def test_everything_is_said_within_the_width(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     flat = " ".join(text.split())
     for said in (
-        "source 1: /data/people.jsonl", "alpaca (detected)", "1,200", "IFT pairs 900, held-out prompts 100",
+        "source 1: /data/people.jsonl", "alpaca (detected)", "1,200, then its cap was reached",
+        "IFT pairs 900, held-out prompts 100",
         "duplicate 150, lang 50", "1,000, kept 700", "unused 250, row_dropped 50", "en 1,000", "50% 12", "max 2,000",
         "IFT pairs 900 3,200", "1,200 rows in, 1,000 kept, 200 dropped",
         "left out of IFT pairs for an overlapping prompt: 7 with held-out prompts, 1 with unused held-out rows",

@@ -103,6 +103,21 @@ def test_another_source_moves_no_prompt_of_the_first(make_config: Callable[..., 
     ]
 
 
+def test_a_cap_ends_the_reading_and_is_told(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    rows = [*completions(0, 20), {"prompt": "  ", "response": "r"}, *completions(50, 5), "{ never looked at"]
+    sources = [{"path": write(tmp_path / "rows.jsonl", rows), "cap": 22}]
+    _, record = made(make_config, sources=sources, mode="no-eft")
+    source = record["notes"]["sources"][0]
+    assert (source["rows"], source["stopped_at_cap"]) == (23, True), "a row without a prompt is no record"
+    _, record = made(
+        make_config,
+        sources=[{**sources[0], "cap": 5000, "path": write(tmp_path / "b.jsonl", rows[:-1])}],
+        name="b",
+        mode="no-eft",
+    )
+    assert record["notes"]["sources"][0]["stopped_at_cap"] is False
+
+
 @pytest.mark.skipif(not TREES.is_file(), reason="needs ../shared/data/oasst_en_trees.jsonl beside the repository")
 def test_real_trees_are_split_apart(make_config: Callable[..., Config]) -> None:
     sizes = {"num_ift": 24, "num_eft": 40, "num_heldout_prompts": 8, "num_heldout_ranked": 6}

@@ -55,7 +55,7 @@ def _source(source: Mapping[str, Any]) -> Table:
     table.add_column(overflow="fold")
     replies = source["replies"]
     table.add_row("format", f"{source['format']} ({'detected' if source['detected'] else 'named'})")
-    table.add_row("rows in", f"{source['rows']:,}")
+    table.add_row("rows in", f"{source['rows']:,}{', then its cap was reached' if source['stopped_at_cap'] else ''}")
     table.add_row("kept", _listed({_name(split): number for split, number in source["kept"].items()}))
     table.add_row("dropped", _listed(source["dropped"]))
     if replies["in"]:

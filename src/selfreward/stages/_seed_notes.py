@@ -23,6 +23,7 @@ class SourceNotes:
         self.reading = Reading(source.format, detected=False)
         self.dropped: Counter[str] = Counter()
         self.num_rows = 0
+        self.stopped_at_cap = False
         self._path = source.path
         self._is_lab = source.format == "lab"
         self._lang = source.lang or "not said"
@@ -67,6 +68,7 @@ class SourceNotes:
             "format": "lab" if self._is_lab else self.reading.format,
             "detected": self.reading.detected,
             "rows": self.num_rows,
+            "stopped_at_cap": self.stopped_at_cap,
             "kept": dict(sorted(self._kept.items())),
             "dropped": dict(sorted(self.dropped.items())),
             "replies": {

@@ -51,11 +51,19 @@ def run(run: Run) -> Artifact:
     return artifact
 
 
+def located_sources(config: SeedConfig) -> tuple[SourceConfig, ...]:
+    """The sources, each with its path; the micro-world has none."""
+    return tuple(
+        source if source.path or source.format == "lab" else source.model_copy(update={"path": config.path})
+        for source in config.sources
+    )
+
+
 def source_hashes(config: SeedConfig) -> dict[str, str]:
     """Content hash of each file that is read, by source and name: of a folder all files in it, of the micro-world the
     files that stand for it. A data set of the hub is known by its name."""
     hashes = {}
-    for place, source in enumerate(config.located):
+    for place, source in enumerate(located_sources(config)):
         with tempfile.TemporaryDirectory(prefix="selfreward-") as folder:
             path = Path(_as_files(source, Path(folder), config).path).expanduser()
             files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -74,7 +82,7 @@ def _as_files(source: SourceConfig, folder: Path, config: SeedConfig) -> SourceC
 
 def _work(stage: Stage) -> Counts:
     config = stage.config.seed
-    notes = [SourceNotes(source) for source in config.located]
+    notes = [SourceNotes(source) for source in located_sources(config)]
     with stage.rejecting() as keep:
 
         def reject(drop: Drop, source: int) -> None:
@@ -82,7 +90,7 @@ def _work(stage: Stage) -> Counts:
             keep(drop)
 
         pool = Pool(config, reject)
-        for place, source in enumerate(config.located):
+        for place, source in enumerate(located_sources(config)):
             with stage.run.progress.task(f"seed: {source.path or source.format}", None) as advance:
                 for item in _read(stage, source, place, notes[place]):
                     if isinstance(item, Drop):
@@ -105,9 +113,14 @@ def _read(stage: Stage, source: SourceConfig, place: int, notes: SourceNotes) ->
     said = {"source": place + 1, "path": source.path, "format": reading.format, "detected": reading.detected}
     stage.logger.info("seed source opened", extra={"data": said})
     notes.reading = reading
+    num_records = 0
     for item in items:
         notes.num_rows += 1
+        num_records += isinstance(item, Record)
         yield item
+        if num_records == source.cap:
+            notes.stopped_at_cap = True
+            break
     assert reading.num_rows == notes.num_rows, f"source {place + 1} counted {reading.num_rows} rows, not {notes.num_rows}"
 
 
