@@ -12,7 +12,8 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,7 @@ from selfreward.storage import (
     write_bytes,
     write_json,
     write_rows,
+    writing_rows,
 )
 from selfreward.types import Counts, Drop
 
@@ -57,6 +59,7 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_rows",
+    "writing_rows",
 ]
 
 T = TypeVar("T")
@@ -235,9 +238,23 @@ class Stage:
 
     def reject(self, drops: Sequence[Drop]) -> None:
         """Keep every dropped item with its reason in rejects.parquet; call it once, with all of them."""
+        with self.rejecting() as reject:
+            for drop in drops:
+                reject(drop)
+
+    @contextmanager
+    def rejecting(self) -> Iterator[Callable[[Drop], None]]:
+        """`reject` for as many items as do not fit into memory: a function that keeps one of them; open it once."""
         assert self.num_rejects is None, f"stage {self.key} rejected twice: collect all drops first"
-        self.num_rejects = Counter(drop.reason for drop in drops)
-        write_rows(self.path / f"{REJECTS}.parquet", drops, Drop)
+        counted: Counter[str] = Counter()
+        with writing_rows(self.path / f"{REJECTS}.parquet", Drop) as write:
+
+            def reject(drop: Drop) -> None:
+                counted[drop.reason] += 1
+                write(drop)
+
+            yield reject
+        self.num_rejects = counted
 
     def add_tokens(self, prompt: int, generated: int, num_untold: int = 0) -> None:
         """Count tokens that an engine read and wrote, and replies whose tokens no one told; inside `chunks` they are stored

@@ -94,6 +94,24 @@ def stage(
 
 
 @app.command()
+def seed(config_file: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Read and split the seed data alone, and show what was kept and what left. Needs no model."""
+    from selfreward.artifacts import Run, RunDir
+    from selfreward.config import load_config
+    from selfreward.preflight import check_seed
+    from selfreward.progress import RichProgress
+    from selfreward.report.seed_table import render_seed, seed_summary
+    from selfreward.stages import seed as seed_stage
+
+    config = load_config(config_file, overrides or [])
+    check_seed(config)
+    with Run.open(config, RichProgress()) as run:
+        made = seed_stage.run(run)
+    summary = seed_summary(RunDir(Path(config.run_dir) / config.name))
+    typer.echo(json.dumps(summary, indent=1) if as_json else f"{render_seed(summary, _width())}tables:  {made.path}")
+
+
+@app.command()
 def check(config_file: ConfigFile, overrides: Overrides = None) -> None:
     """Check a config and the files that it names, without loading a model."""
     from selfreward.config import load_config

@@ -4,7 +4,6 @@ Every field has a docstring, a default that is safe on a laptop, and is read by 
 Values that the paper fixes are in `configs/paper.yaml`, each with its section.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
 
+from selfreward.config_errors import explain, one_line
+from selfreward.config_sections import SourceConfig as SourceConfig
 from selfreward.endpoints import EndpointConfig, EndpointName, check_players
 from selfreward.errors import ConfigError
-from selfreward.section import Section
+from selfreward.section import Section as Section
 
 POLICY = "policy"
 """The `model` value that means: the live model of the round (self-rewarding)."""
@@ -60,10 +61,14 @@ class EngineConfig(Section):
 class SeedConfig(Section):
     """The human seed data: IFT pairs, EFT targets, held-out prompts and ranked sets."""
 
-    source: Literal["files", "oasst", "lab"] = "lab"
-    """`files`: a folder in selfreward's seed formats. `oasst`: an Open Assistant tree export. `lab`: the micro-world."""
+    sources: tuple[SourceConfig, ...] = Field(default=(SourceConfig(format="lab"),), min_length=1)
+    """Where the data comes from, read in this order; `lab` is the micro-world."""
     path: str | None = None
-    """Folder (`files`) or `.jsonl`/`.jsonl.gz` file (`oasst`)."""
+    """The path of every source that has none of its own."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """A malformed row stops the run, or is left out and counted."""
+    max_overlap: float = Field(default=0.7, gt=0, le=1)
+    """ROUGE-L F1 above this to a prompt of another split counts as the same prompt; 1.0: only equal text does."""
     num_ift: int = Field(default=3200, ge=1)
     """At most this many IFT pairs (paper section 3.1: 3,200)."""
     num_eft: int = Field(default=1630, ge=0)
@@ -74,17 +79,28 @@ class SeedConfig(Section):
     """Held-out ranked sets for judge quality (paper: 541 replies, 2.85 a prompt)."""
     heldout: Literal["dev", "test"] = "test"
     """Lab only: which held-out set to load. Choose settings on `dev`, report figures on `test`."""
-    lang: str = "en"
-    """Open Assistant only: language of the trees that are kept."""
+
+    @model_validator(mode="after")
+    def _sources_have_paths(self) -> "SeedConfig":
+        open_ones = [source for source in self.sources if source.format != "lab" and not source.path]
+        if open_ones and not self.path:
+            raise ValueError(f"a source of format {open_ones[0].format} needs a path; set its path, or seed.path")
+        if self.path and not open_ones:
+            raise ValueError(f"seed.path={self.path!r} belongs to no source; set seed.sources=[{{format: auto}}] to read it")
+        return self
 
 
 class EftConfig(Section):
     """Building EFT targets from ranked replies with the SFT baseline as judge (paper section 3.1)."""
 
     samples: int = Field(default=3, ge=1)
-    """Judgements sampled for each ranked reply; the first ones that agree with the human order are kept."""
+    """Judgements sampled for each ranked reply; the first round of them that agrees with the human order is kept."""
+    agreement: Literal["whole-order", "pairwise"] = "whole-order"
+    """`whole-order`: all replies of a prompt, or none. `pairwise`: those that take part in no disagreeing pair."""
+    ties: Literal["disagree", "allow"] = "disagree"
+    """Equal scores for two replies that humans told apart: a disagreement, or no evidence either way."""
     max_share: float = Field(default=0.4, gt=0, le=1)
-    """No score may make up more than this share of the EFT targets (the paper down-samples score 4)."""
+    """No score may make up more than this share of the built targets (the paper down-samples score 4)."""
     min_targets: int = Field(default=1, ge=0)
     """Fewer EFT targets stop the run; 0 lets M1 train on those there are, without any on IFT alone."""
 
@@ -314,10 +330,9 @@ class Config(Section):
     def _settings_agree(self) -> "Config":
         roles = {"judge.model": self.judge.model, "propose.model": self.propose.model}
         check_players(self.endpoints, self.model.path, roles)
-        if self.seed.source != "lab" and self.eval.oracle:
-            raise ValueError(f"eval.oracle needs seed.source=lab, got seed.source={self.seed.source}; set eval.oracle=false")
-        if self.seed.source != "lab" and not self.seed.path:
-            raise ValueError(f"seed.source={self.seed.source} needs seed.path")
+        formats = [source.format for source in self.seed.sources]
+        if self.eval.oracle and "lab" not in formats:
+            raise ValueError(f"eval.oracle needs a seed source of format lab, got {', '.join(formats)}; set eval.oracle=false")
         if self.engine.name == "scripted" and not self.engine.script:
             raise ValueError("engine.name=scripted needs engine.script")
         if self.judge.min_votes > self.eval.num_votes:
@@ -341,7 +356,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree: Any = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not OmegaConf.is_dict(tree):
         raise ConfigError(f"{path} must hold a mapping of settings at its top level")
     for override in overrides:
@@ -350,11 +365,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         try:
             tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
         except (YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"override {override!r} does not fit: {_one_line(error)}") from error
+            raise ConfigError(f"override {override!r} does not fit: {one_line(error)}") from error
     try:
         plain = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path} cannot be resolved: {_one_line(error)}") from error
+        raise ConfigError(f"{path} cannot be resolved: {one_line(error)}") from error
     return parse_config(plain, origin=str(path))
 
 
@@ -363,32 +378,5 @@ def parse_config(tree: Any, origin: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [explain(item, Config) for item in error.errors()]
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from error
-
-
-def _explain(item: Any) -> str:
-    """One pydantic error as one line: key, value, what is allowed, the nearest known key."""
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(item["loc"][:-1])
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
-        return f"unknown setting {key!r}{hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "missing":
-        return f"setting {key!r} is required"
-    if not key or item["type"] == "value_error":
-        return f"{key + ': ' if key else ''}{message}"
-    return f"{key}={item['input']!r}: {message}"
-
-
-def _known_keys(loc: Sequence[Any]) -> list[str]:
-    section: Any = Config
-    for part in loc:  # a name in `endpoints` leads from dict[str, Section] to the section
-        section = section.__args__[1] if hasattr(section, "__args__") else section.model_fields[part].annotation
-    return list(section.model_fields)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -23,6 +23,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _SURROGATES = range(0xD800, 0xE000)
 _BLOCK = 256
 """Texts compared with the pool at a time: bounds the score table at 256 x pool size."""
+_SMALL_BLOCK = 32
+"""The same where texts of like length are compared with that part of the pool which is of like length."""
 
 
 def normalise(text: str) -> str:
@@ -87,6 +89,28 @@ class RougePool:
     def closest(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Highest ROUGE-L F1 of each text to any text of the pool, shape [len(texts)]; 0 for an empty pool."""
         return self._closest([self._code(text) for text in texts], self._coded)
+
+    def overlapping(self, texts: Sequence[str], limit: float) -> list[bool]:
+        """Whether each text's highest F1 exceeds `limit`: `closest(texts) > limit`, sooner, because two texts of very
+        different lengths need no comparison."""
+        coded = [self._code(text) for text in texts]
+        lengths = np.array([len(code) for code in coded], dtype=np.int64)
+        pool_lengths = np.array([len(code) for code in self._coded], dtype=np.int64)
+        ratio = limit / (2 - limit)  # what the shorter one's length must exceed, as a share of the longer one's
+        found = np.zeros(len(texts), dtype=bool)
+        order = np.argsort(lengths, kind="stable")
+        for start in range(0, len(order), _SMALL_BLOCK):
+            rows = order[start : start + _SMALL_BLOCK]
+            shortest, longest = int(lengths[rows[0]]), int(lengths[rows[-1]])
+            fits = np.flatnonzero((pool_lengths >= shortest * ratio - 1) & (pool_lengths * ratio <= longest + 1))
+            if not len(fits):
+                continue
+            least = int(limit * (shortest + int(pool_lengths[fits].min())) / 2)
+            block, pool = [coded[row] for row in rows], [self._coded[place] for place in fits]
+            common = cdist(block, pool, scorer=LCSseq.similarity, score_cutoff=least, dtype=np.int32)
+            total = lengths[rows][:, None] + pool_lengths[fits][None, :]
+            found[rows] = (2 * common / np.maximum(total, 1) > limit).any(axis=1)
+        return [bool(item) for item in found]
 
     def admit(self, texts: Sequence[str], limit: float) -> list[bool]:
         """Take texts in, one after the other: False where the F1 to the pool or to a text admitted before exceeds

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from math import fsum
 from typing import Literal, cast
 
-from selfreward.errors import EngineError
+from selfreward.errors import DataError, EngineError
 from selfreward.rubrics import Rubric, to_number
-from selfreward.types import REQUEST_ERRORS, Generation, Judgement, Message, RequestError, Vote, VoteFailure
+from selfreward.types import REQUEST_ERRORS, EftExample, Generation, Judgement, Message, RequestError, Vote, VoteFailure
 
 Verdict = Literal["A", "B", "tie"]
 
@@ -83,6 +83,18 @@ def parse_verdict(rubric: Rubric, generation: Generation) -> Verdict | None:
         return None
     said: dict[str, Verdict] = {"A": "A", "B": "B", "TIE": "tie"}
     return said.get(found.said.upper())
+
+
+def check_targets(rubric: Rubric, targets: Sequence[EftExample]) -> None:
+    """Raise DataError for a ready EFT target whose text does not say its score in the rubric's words."""
+    for target in targets:
+        vote = parse_vote(rubric, Generation(target.id, target.judgement, 0, 0, "stop"), 0)
+        if vote.score is None or abs(vote.score - target.score) > 1e-6:
+            found = vote.failure if vote.score is None else f"{vote.score:g}"
+            raise DataError(
+                f"EFT target {target.id!r}: rubric {rubric.name!r} reads {found} from its judgement, "
+                f"but its score is {target.score:g}; correct the row, or set judge.rubric to its format"
+            )
 
 
 def _check_engine(generation: Generation) -> None:

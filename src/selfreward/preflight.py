@@ -1,6 +1,7 @@
 """What can be known before a model loads: files that a config names, the model folder, rubrics. Needs no torch."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 from selfreward.config import POLICY, SCRIPTED_PREFIX, Config, JudgeConfig, ProposeConfig
@@ -8,8 +9,13 @@ from selfreward.endpoints import MAX_STOPS, endpoint_name
 from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, folder_problem, has_chat_template
 from selfreward.engines.openai import need_package, read_key
 from selfreward.engines.scripted import ScriptedEngine
-from selfreward.errors import ConfigError, ModelError
+from selfreward.errors import ConfigError, DataError, ModelError
 from selfreward.rubrics import Kind, Rubric, load_rubric
+from selfreward.sources import read_source
+from selfreward.stages.seed import located_sources
+
+FIRST_ROWS = 20
+"""Rows of each seed source that are read before a run."""
 
 
 def check_config(config: Config) -> list[str]:
@@ -28,7 +34,7 @@ def check_config(config: Config) -> list[str]:
     lines.append(_check_model(config, "model.path", config.model.path))
     lines += _check_role(config, "judge", config.judge, load_rubric(config.judge.rubric, "pointwise"))
     lines += _check_role(config, "propose", config.propose, proposer)
-    lines.append(_check_seed(config))
+    lines += check_seed(config)
     return lines
 
 
@@ -137,12 +143,25 @@ def _read_object(path: Path, what: str) -> dict[str, object]:
     return value
 
 
-def _check_seed(config: Config) -> str:
-    seed = config.seed
-    if seed.source == "lab":
-        return f"seed: the micro-world, held-out set {seed.heldout!r}"
-    path = Path(seed.path or "").expanduser()
-    wanted, exists = ("folder", path.is_dir()) if seed.source == "files" else ("file", path.is_file())
-    if not exists:
-        raise ConfigError(f"seed.path={seed.path!r} is no {wanted}; seed.source={seed.source} needs one")
-    return f"seed: {seed.source} from {path}"
+def check_seed(config: Config) -> list[str]:
+    """Each source of seed data by its first rows; a line each. Raises ConfigError for one that is not there, and what
+    reading raises: DataError for an unknown format or a malformed row."""
+    lines = []
+    for place, source in enumerate(located_sources(config.seed)):
+        label = f"seed.sources[{place}]"
+        if source.format == "lab":
+            lines.append(f"{label}: the micro-world, held-out set {config.seed.heldout!r}")
+            continue
+        path = Path(source.path).expanduser()
+        if not path.exists() and not source.allow_download:
+            raise ConfigError(
+                f"{label}: {source.path!r} is no file or folder here; set its path (or seed.path), "
+                f"or {label}.allow_download=true for a data set of the hub"
+            )
+        reading, items = read_source(source, "", config.seed.on_bad_row)
+        num_rows = sum(1 for _ in islice(items, FIRST_ROWS))
+        if not num_rows:
+            raise DataError(f"{label}: {source.path!r} holds no rows")
+        found = "detected" if reading.detected else "named"
+        lines.append(f"{label}: {source.path}, format {reading.format} ({found}), first {num_rows} rows can be read")
+    return lines

@@ -18,8 +18,8 @@ Advance = Callable[[int], None]
 class Progress(Protocol):
     """Something that shows how far a task is."""
 
-    def task(self, description: str, total: int) -> AbstractContextManager[Advance]:
-        """Open a task of `total` items; the block gets the function that advances it."""
+    def task(self, description: str, total: int | None) -> AbstractContextManager[Advance]:
+        """Open a task of `total` items (None: nobody knows yet); the block gets the function that advances it."""
         ...
 
 
@@ -27,7 +27,7 @@ class NullProgress:
     """Shows nothing."""
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Advance]:
+    def task(self, description: str, total: int | None) -> Iterator[Advance]:
         """A task that nobody sees."""
         yield lambda count: None
 
@@ -44,7 +44,7 @@ class RichProgress:
         self._num_open = 0
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Advance]:
+    def task(self, description: str, total: int | None) -> Iterator[Advance]:
         """A visible task; see `Progress.task`."""
         if not self._console.is_terminal:
             yield from self._plain(description, total)
@@ -63,7 +63,7 @@ class RichProgress:
                 bars.stop()
                 self._bars = None
 
-    def _plain(self, description: str, total: int) -> Iterator[Advance]:
+    def _plain(self, description: str, total: int | None) -> Iterator[Advance]:
         started, done = time.perf_counter(), 0
 
         def advance(count: int) -> None:
@@ -72,8 +72,9 @@ class RichProgress:
 
         yield advance
         seconds = time.perf_counter() - started
+        items = str(done) if total is None else f"{done}/{total}"
         self._console.print(
-            f"{description}: {done}/{total} in {seconds:.1f} s ({_rate(done, seconds)})", markup=False, highlight=False
+            f"{description}: {items} in {seconds:.1f} s ({_rate(done, seconds)})", markup=False, highlight=False
         )
 
 

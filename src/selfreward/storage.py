@@ -10,9 +10,10 @@ import json
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +27,8 @@ TEMPORARY_PREFIX = ".tmp-"
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "additional_chat_templates/*.jinja")
 """What decides how a model folder behaves: weights, settings, templates, vocabularies, shipped code."""
 _HASH_BLOCK = 1 << 20
+_GROUP_ROWS, _GROUP_CHARACTERS = 8192, 1 << 23
+"""What `writing_rows` holds back before it writes a row group."""
 
 
 # --- seeds and hashes ---------------------------------------------------------------------------------------------
@@ -106,12 +109,19 @@ def read_json(path: str | Path) -> Any:
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Replace a file's content atomically; its folder is created when missing."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write in pieces; it takes `path`'s place when the block ends, and vanishes when the block raises."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -137,22 +147,53 @@ def write_rows(
     file has its columns. Raises DataError naming the field when a value does not fit its type hint.
     """
     row_type = cls or (type(items[0]) if items else None)
-    if row_type is None:
-        schema = pa.schema([])
-        table = pa.Table.from_pylist([], schema=schema)
-    else:
-        encode = _record_codec(row_type).encode
-        schema = arrow_schema(row_type)
-        rows = [encode(item, row_type.__name__) for item in items]
-        try:
-            table = pa.Table.from_pylist(rows, schema=schema)
-        except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
-            raise DataError(f"{path}: {row_type.__name__} rows cannot be stored: {error}") from error
+    table = pa.Table.from_pylist([], schema=pa.schema([])) if row_type is None else _table(path, items, row_type)
     if metadata is not None:
         table = table.replace_schema_metadata(dict(metadata))
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     write_bytes(path, buffer.getvalue().to_pybytes())
+
+
+def _table(path: str | Path, items: Sequence[Any], cls: type[Any]) -> pa.Table:
+    encode = _record_codec(cls).encode
+    rows = [encode(item, cls.__name__) for item in items]
+    try:
+        return pa.Table.from_pylist(rows, schema=arrow_schema(cls))
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+        raise DataError(f"{path}: {cls.__name__} rows cannot be stored: {error}") from error
+
+
+@contextmanager
+def writing_rows(path: str | Path, cls: type[T]) -> Iterator[Callable[[T], None]]:
+    """A function that adds one row to a Parquet file of any length; at most one row group waits in memory.
+
+    The file takes its place when the block ends, whole; when the block raises, nothing is left. `read_rows` reads it.
+    Raises DataError as `write_rows` does, at the latest when the block ends.
+    """
+    waiting: list[T] = []
+    texts = [field.name for field in dataclasses.fields(cast(Any, cls))]
+    length = 0
+    with (
+        replacing(path) as file,
+        pq.ParquetWriter(file, arrow_schema(cls), compression="zstd", write_page_checksum=True) as writer,
+    ):
+
+        def flush() -> None:
+            nonlocal length
+            writer.write_table(_table(path, waiting, cls))
+            waiting.clear()
+            length = 0
+
+        def add(row: T) -> None:
+            nonlocal length
+            waiting.append(row)
+            length += sum(len(value) for name in texts if isinstance(value := getattr(row, name), str))
+            if len(waiting) >= _GROUP_ROWS or length >= _GROUP_CHARACTERS:
+                flush()
+
+        yield add
+        flush()
 
 
 def read_rows(path: str | Path, cls: type[T]) -> list[T]:
@@ -255,7 +296,7 @@ def _codec(hint: Any) -> _Codec:
     if hint in _SCALARS:
         return _scalar_codec(hint)
     if dataclasses.is_dataclass(hint):
-        return _record_codec(typing.cast(type[Any], hint))
+        return _record_codec(cast(type[Any], hint))
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return _literal_codec(arguments)

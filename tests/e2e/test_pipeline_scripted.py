@@ -71,7 +71,7 @@ def config(make_config: Callable[..., Config], tmp_path: Path) -> Callable[..., 
         tree = {
             **SETTINGS,
             "engine": {"name": "scripted", "script": str(script)},
-            "seed": {"source": "files", "path": str(seeds)},
+            "seed": {"sources": [{"format": "seed-folder"}], "path": str(seeds)},
         }
         for key, value in changes.items():
             tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
@@ -103,7 +103,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> tup
         "run_dir": str(folder / "runs"),
         "model": {"path": str(tiny_model_dir)},
         "engine": {"name": "scripted", "script": str(write_script(folder / "script.json")), "threads": 1, "device": "cpu"},
-        "seed": {"source": "files", "path": str(write_seeds(folder / "seeds"))},
+        "seed": {"sources": [{"format": "seed-folder"}], "path": str(write_seeds(folder / "seeds"))},
     }
     config = parse_config(tree)
     return config, finish(config)
@@ -223,7 +223,7 @@ def test_real_trees_and_a_real_engine_reach_the_end(make_config: Callable[..., C
     changes = {
         "engine": {"name": "hf", "batch_size": 16},
         "seed": {
-            "source": "oasst",
+            "sources": [{"format": "oasst-trees", "lang": "en"}],
             "path": str(TREES),
             "num_ift": 6,
             "num_eft": 6,

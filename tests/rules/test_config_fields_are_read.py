@@ -22,8 +22,13 @@ def fields():
             section = get_args(section)[1]
         if isinstance(section, type) and issubclass(section, BaseModel):
             classes = frozenset(c.__name__ for c in section.__mro__ if issubclass(c, Section) and c is not Section)
-            for inner in section.model_fields:
+            for inner, inner_field in section.model_fields.items():
                 yield f"{name}.{inner}", name, classes, inner
+                for item in get_args(inner_field.annotation):
+                    if isinstance(item, type) and issubclass(item, Section):  # A tuple of sections: read by their class.
+                        yield from (
+                            (f"{name}.{inner}.{key}", inner, frozenset({item.__name__}), key) for key in item.model_fields
+                        )
         else:
             yield name, None, frozenset(), name
 

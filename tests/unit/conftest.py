@@ -28,7 +28,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "run_dir": str(tmp_path / "runs"),
         "random_seed": 3,
         "engine": {"name": "scripted", "script": write_script(tmp_path / "script.json"), "chunk_size": 8},
-        "seed": {"source": "files", "path": str(folder)},
+        "seed": {"sources": [{"format": "seed-folder"}], "path": str(folder)},
         "propose": {"num_prompts": 6, "max_attempts": 60},
         "eval": {"head_to_head": "none"},
     }

@@ -1,5 +1,7 @@
 """config.py: YAML + overrides -> one validated, frozen tree; wrong settings are named."""
 
+from typing import get_args
+
 import pytest
 from pydantic import BaseModel, ValidationError
 
@@ -15,6 +17,7 @@ from selfreward.config import (
     parse_config,
 )
 from selfreward.errors import ConfigError
+from selfreward.stages.seed import located_sources
 
 
 def load(tmp_path, text, *overrides):
@@ -44,16 +47,26 @@ def test_every_field_has_a_docstring():
                 walk(field.annotation)
             else:
                 assert field.description, f"{section.__name__}.{name}"
+                for item in get_args(field.annotation):
+                    if isinstance(item, type) and issubclass(item, BaseModel):
+                        walk(item)
 
     walk(Config)
 
 
 def test_overrides_come_last_and_are_typed(tmp_path):
     text = "name: a\ndpo: {beta: 0.2}\n"
-    config = load(tmp_path, text, "dpo.beta=0.5", "num_rounds=3", "seed.source=files", "seed.path=x", "eval.oracle=false")
+    config = load(tmp_path, text, "dpo.beta=0.5", "num_rounds=3", "seed.sources=[{}]", "seed.path=x")
     assert (config.dpo.beta, config.num_rounds, config.seed.path, config.eval.oracle) == (0.5, 3, "x", False)
     assert load(tmp_path, text, "propose.banned_words=[a,b]").propose.banned_words == ("a", "b")
     assert load(tmp_path, text, "dpo={beta: 0.3}").dpo.beta == 0.3
+
+
+def test_seed_path_fills_in_where_a_source_has_none(tmp_path):
+    sources = "seed.sources=[{path: a, format: alpaca}, {role: ranked}, {format: lab}]"
+    located = located_sources(load(tmp_path, "name: a\n", sources, "seed.path=b").seed)
+    assert [(source.path, source.format) for source in located] == [("a", "alpaca"), ("b", "auto"), ("", "lab")]
+    assert located_sources(Config(name="x").seed)[0].format == "lab"
 
 
 def test_settings_cannot_change_after_loading():
@@ -76,9 +89,16 @@ def test_settings_cannot_change_after_loading():
         (["sft.batch_size=10", "sft.micro_batch_size=4"], ["sft", "batch_size=10 is not a multiple of micro_batch_size=4"]),
         (["dpo.final_learning_rate=1"], ["final_learning_rate=1.0 is above learning_rate"]),
         (["judge.num_votes=2", "judge.min_votes=3"], ["min_votes=3 is above num_votes=2"]),
-        (["seed.source=files"], ["seed.source=files needs seed.path"]),
-        (["seed.source=files", "seed.path=x", "eval.oracle=true"], ["eval.oracle", "seed.source=lab"]),
-        (["seed.source=files", "seed.path=x", "eval={oracle: true, head_to_head: oracle}"], ["eval.oracle", "seed.source=lab"]),
+        (["seed.sources=[{format: alpaca}]"], ["seed: a source of format alpaca needs a path", "seed.path"]),
+        (["seed.sources=[{path: x}, {}]"], ["seed: a source of format auto needs a path"]),
+        (["seed.path=x"], ["seed.path='x' belongs to no source", "seed.sources=[{format: auto}]"]),
+        (["seed.sources=[]"], ["seed.sources"]),
+        (["seed.sources=[{format: csv}]"], ["seed.sources[0].format='csv'", "'oasst-trees'"]),
+        (["seed.sources=[{},{roll: ift}]", "seed.path=x"], ["unknown setting 'seed.sources[1].roll'", "did you mean 'role'"]),
+        (["seed.source=lab"], ["unknown setting 'seed.source'", "did you mean 'sources'"]),
+        (["seed.max_overlap=1.1"], ["seed.max_overlap=1.1", "less than or equal to 1"]),
+        (["seed.sources=[{}]", "seed.path=x", "eval.oracle=true"], ["eval.oracle", "format lab", "got auto"]),
+        (["seed.sources=[{path: x}]", "eval={oracle: true, head_to_head: oracle}"], ["eval.oracle", "format lab"]),
         (["engine.name=scripted"], ["engine.script"]),
         (["eval.head_to_head=oracle"], ["eval.head_to_head=oracle", "set eval.oracle=true"]),
         (["judge.min_votes=3", "eval.num_votes=2"], ["eval.num_votes=2", "judge.min_votes=3"]),

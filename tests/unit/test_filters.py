@@ -92,6 +92,14 @@ def test_admit_does_not_depend_on_how_texts_are_batched() -> None:
     assert whole.admit(texts, 0.7) == [single.admit([text], 0.7)[0] for text in texts]
 
 
+@given(st.lists(WORDS, max_size=8), st.lists(WORDS, max_size=40), st.sampled_from([0.05, 0.5, 0.7, 2 / 3, 0.8, 1.0]))
+@settings(max_examples=200, deadline=None)
+def test_overlapping_is_closest_above_the_limit(pool: list[list[str]], texts: list[list[str]], limit: float) -> None:
+    kept = RougePool(" ".join(words) for words in pool)
+    asked = [" ".join(words) for words in texts]
+    assert kept.overlapping(asked, limit) == [bool(score > limit) for score in kept.closest(asked)]
+
+
 def test_normalise_sees_through_case_blanks_and_width() -> None:
     assert normalise("  Write\n a\tPOEM ") == normalise("write a poem") == normalise("\uff37rite a poem")
     assert normalise("write a poem") != normalise("write a poem!")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from selfreward.config import Config
-from selfreward.errors import ConfigError
+from selfreward.errors import ConfigError, DataError
 from selfreward.preflight import check_config
 
 
@@ -105,8 +105,30 @@ def test_a_broken_script_is_named(make_config: Callable[..., Config], tmp_path: 
 
 def test_the_home_folder_is_found(make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "seeds").mkdir()
-    lines = check_config(make_config(seed={"source": "files", "path": "~/seeds"}))
-    assert f"seed: files from {tmp_path / 'seeds'}" in lines
-    with pytest.raises(ConfigError, match=r"seed\.path='~/nowhere' is no folder"):
-        check_config(make_config(seed={"source": "files", "path": "~/nowhere"}))
+    (tmp_path / "seeds.jsonl").write_text('{"prompt": "a question", "response": "an answer"}\n' * 30)
+    lines = check_config(make_config(seed={"sources": [{}], "path": "~/seeds.jsonl"}))
+    assert "seed.sources[0]: ~/seeds.jsonl, format completion (detected), first 20 rows can be read" in lines
+    with pytest.raises(ConfigError, match=r"seed\.sources\[0\]: '~/nowhere' is no file or folder here"):
+        check_config(make_config(seed={"sources": [{}], "path": "~/nowhere"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question": 1}', "unknown format"),
+        ('{"prompt": "a question", "response": "an answer"}\n{"prompt": "a"', "line 2"),
+        ('{"prompt": "a question", "response": 3}', "response"),
+        ("", "is empty"),
+    ],
+)
+def test_a_seed_file_is_read_before_a_model_loads(
+    make_config: Callable[..., Config], tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_text(content)
+    sources = [{"format": "lab"}, {"path": str(tmp_path / "bad.jsonl")}]
+    with pytest.raises(DataError, match=message):
+        check_config(make_config(seed={"sources": sources}))
+
+
+def test_the_microworld_is_named(make_config: Callable[..., Config]) -> None:
+    assert "seed.sources[0]: the micro-world, held-out set 'dev'" in check_config(make_config(seed={"heldout": "dev"}))

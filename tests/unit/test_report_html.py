@@ -216,7 +216,7 @@ def test_changed_settings_are_marked(page):
 
 
 def test_without_an_oracle(tmp_path):
-    settings = {"eval": {"oracle": False, "head_to_head": "policy"}, "seed": {"source": "files", "path": "x"}}
+    settings = {"eval": {"oracle": False, "head_to_head": "policy"}, "seed": {"sources": [{"format": "auto"}], "path": "x"}}
     config = config_of(tmp_path / "real", num_rounds=1, **settings)
     directory = write_start(tmp_path / "real", config)
     for name in ("sft", "m1", "m2"):

@@ -1,14 +1,15 @@
 """EFT targets: agreement with the human order, thinning out, and judgement pairs for replay."""
 
 from collections import Counter
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward.config import ReplayConfig
+from selfreward.config import EftConfig, ReplayConfig
 from selfreward.rubrics import load_rubric
-from selfreward.stages.eft import first_agreeing, keeps_order, thin_out
+from selfreward.stages.eft import agreement, best_judging, thin_out
 from selfreward.stages.replay import draw_items, judgement_pairs
 from selfreward.types import EftExample, FinishReason, Judgement, Vote
 
@@ -18,36 +19,93 @@ def vote(score: float | None, text: str = "", finish: FinishReason = "stop", ind
     return Vote(index, text, score, None if score is not None else "no_score", 5, finish)
 
 
+RANKS = (0, 1, 2)
+WHOLE, PAIRS = EftConfig(), EftConfig(agreement="pairwise")
+
+
 @pytest.mark.parametrize(
-    ("ranks", "scores", "agrees"),
+    ("ranks", "scores", "whole", "whole_with_ties"),
     [
-        ((0, 1, 2), (5, 3, 1), True),
-        ((0, 1, 2), (5, 3, 3), False),
-        ((0, 1, 2), (4, 5, 1), False),
-        ((2, 0, 1), (0, 4, 2), True),
-        ((0, 1, 1), (5, 3, 3), True),
-        ((0, 1, 1), (5, 3, 1), True),
-        ((0, 1, 1), (3, 3, 1), False),
-        ((0, 0), (1, 5), True),
+        ((0, 1, 2), (5, 3, 1), None, None),
+        ((0, 1, 2), (5, 3, 3), "disagrees", None),
+        ((0, 1, 2), (4, 5, 1), "disagrees", "disagrees"),
+        ((2, 0, 1), (0, 4, 2), None, None),
+        ((0, 1, 1), (5, 3, 3), None, None),
+        ((0, 1, 1), (5, 3, 1), None, None),
+        ((0, 1, 1), (3, 3, 1), "disagrees", None),
+        ((0, 1, 2), (4, 4, 4), "disagrees", "uncompared"),
+        ((0, 0), (1, 5), "uncompared", "uncompared"),
+        ((0, 1, 2), (5, None, 1), "unparsed", "unparsed"),
     ],
 )
-def test_order_of_scores_against_human_ranks(ranks: tuple[int, ...], scores: tuple[float, ...], agrees: bool) -> None:
-    assert keeps_order(ranks, scores) is agrees
+def test_the_whole_order_stands_or_falls(
+    ranks: tuple[int, ...], scores: tuple[float | None, ...], whole: str | None, whole_with_ties: str | None
+) -> None:
+    assert agreement(ranks, scores, WHOLE) == [whole] * len(ranks)
+    assert agreement(ranks, scores, EftConfig(ties="allow")) == [whole_with_ties] * len(ranks)
 
 
-def test_the_first_judging_that_agrees_is_kept_whole() -> None:
+@pytest.mark.parametrize(
+    ("ranks", "scores", "pairwise", "with_ties"),
+    [
+        ((0, 1, 2), (5, 3, 1), [None, None, None], [None, None, None]),
+        ((0, 1, 2), (5, 1, 3), [None, "disagrees", "disagrees"], [None, "disagrees", "disagrees"]),
+        ((0, 1, 2), (5, 3, 3), [None, "disagrees", "disagrees"], [None, None, None]),
+        ((0, 1, 2), (5, None, 3), [None, "unparsed", None], [None, "unparsed", None]),
+        ((0, 1, 2), (5, None, None), ["uncompared", "unparsed", "unparsed"], ["uncompared", "unparsed", "unparsed"]),
+        ((0, 0, 1), (2, 4, 3), ["disagrees", None, "disagrees"], ["disagrees", None, "disagrees"]),
+        ((0, 1), (4, 4), ["disagrees"] * 2, ["uncompared"] * 2),
+        ((0, 0), (1, 5), ["uncompared"] * 2, ["uncompared"] * 2),
+    ],
+)
+def test_pairwise_keeps_replies_that_no_pair_speaks_against(
+    ranks: tuple[int, ...], scores: tuple[float | None, ...], pairwise: list[str | None], with_ties: list[str | None]
+) -> None:
+    assert agreement(ranks, scores, PAIRS) == pairwise
+    assert agreement(ranks, scores, EftConfig(agreement="pairwise", ties="allow")) == with_ties
+
+
+SCORED = st.lists(st.tuples(st.integers(0, 3), st.none() | st.integers(0, 5)), min_size=2, max_size=6)
+
+
+@given(SCORED, st.sampled_from(["disagree", "allow"]))
+def test_what_the_whole_order_keeps_pairwise_keeps_too(
+    replies: list[tuple[int, int | None]], ties: Literal["disagree", "allow"]
+) -> None:
+    ranks, scores = [rank for rank, _ in replies], [score for _, score in replies]
+    whole = agreement(ranks, scores, EftConfig(ties=ties))
+    pairs = agreement(ranks, scores, EftConfig(ties=ties, agreement="pairwise"))
+    assert len(set(whole)) == 1
+    if whole[0] is None:
+        assert "disagrees" not in pairs
+        assert None in pairs
+    kept = [reply for reply, lost in enumerate(pairs) if lost is None]
+    for a in kept:
+        for b in kept:
+            if ranks[a] < ranks[b]:
+                assert scores[a] > scores[b] or (ties == "allow" and scores[a] == scores[b])
+
+
+def test_the_first_judging_that_agrees_on_most_is_kept() -> None:
     votes = [[vote(3), vote(5), vote(5)], [vote(3), vote(None), vote(2)], [vote(1), vote(1), vote(1)]]
-    kept = first_agreeing((0, 1, 2), votes)
-    assert [item.score for item in kept if isinstance(item, Vote)] == [5, 2, 1]
+    judging, lost = best_judging(RANKS, votes, WHOLE)
+    assert [item.score for item in judging] == [5, 2, 1]
+    assert lost == [None, None, None]
+    votes = [[vote(5, "first"), vote(5, "second")], [vote(2), vote(2)], [vote(1), vote(1)]]
+    assert best_judging(RANKS, votes, WHOLE)[0][0].text == "first"
+    votes = [[vote(1), vote(5)], [vote(4), vote(3)], [vote(3), vote(None)]]
+    judging, lost = best_judging(RANKS, votes, PAIRS)
+    assert [item.score for item in judging] == [5, 3, None]
+    assert lost == [None, None, "unparsed"]
 
 
 def test_reasons_for_a_set_without_targets() -> None:
-    assert first_agreeing((0, 1), [[vote(None)], [vote(3)]]) == "unparsed"
-    assert first_agreeing((0, 1), [[vote(3), vote(None)], [vote(3), vote(2)]]) == "disagrees"
+    assert best_judging((0, 1), [[vote(None)], [vote(3)]], WHOLE)[1] == ["unparsed"] * 2
+    assert best_judging((0, 1), [[vote(3), vote(None)], [vote(3), vote(2)]], WHOLE)[1] == ["disagrees"] * 2
 
 
 def test_a_cut_judgement_is_no_target_even_with_a_score() -> None:
-    assert first_agreeing((0, 1), [[vote(5, finish="length")], [vote(3)]]) == "unparsed"
+    assert best_judging((0, 1), [[vote(5, finish="length")], [vote(3)]], WHOLE)[1] == ["unparsed"] * 2
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.sampled_from([0.25, 0.4, 0.7, 1.0]))

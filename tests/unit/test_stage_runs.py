@@ -167,12 +167,13 @@ def test_seed_may_move_but_not_change(stages: Stages, settings: dict[str, Any], 
     assert seed.run(stages.run(seed={"path": str(moved)})).fingerprint == first.fingerprint
     with (moved / "ift.jsonl").open("a") as file:
         file.write('{"prompt": "one more", "response": "row"}\n')
-    with pytest.raises(DriftError, match=r"files.ift.jsonl"):
+    with pytest.raises(DriftError, match=r"files.0/ift.jsonl"):
         seed.run(stages.run(seed={"path": str(moved)}))
 
 
 def test_the_microworlds_seed_data_goes_through_the_ordinary_loader(stages: Stages) -> None:
-    changed = {"source": "lab", "path": None, "num_ift": 50, "num_eft": 60, "num_heldout_prompts": 20, "num_heldout_ranked": 10}
+    sizes = {"num_ift": 50, "num_eft": 60, "num_heldout_prompts": 20, "num_heldout_ranked": 10}
+    changed = {"sources": [{"format": "lab"}], "path": None, "max_overlap": 1.0, **sizes}
     made = seed.run(stages.run(seed=changed))
     assert len(read_rows(made.path / "ift.parquet", Demonstration)) == 50
     held_out = {normalise(item.text) for item in read_rows(made.path / "prompts_heldout.parquet", Prompt)}
@@ -223,10 +224,30 @@ def test_targets_are_built_from_ranked_replies_that_the_judge_orders_like_humans
     assert record(made)["roles"] == {"judge": "sft"}
 
 
+def test_ready_targets_stand_beside_built_ones(stages: Stages, settings: dict[str, Any]) -> None:
+    replies = [{"text": f"{word} reply", "rank": rank} for rank, word in enumerate(("an excellent", "a poor", "a decent"))]
+    rows = [{"prompt": f"question {word} of the people", "responses": replies} for word in ("one", "two")]
+    (Path(settings["seed"]["path"]) / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = stages.run(eft={"agreement": "pairwise", "max_share": 1.0}, seed={"num_eft": 4})
+    made = eft.run(run, model(run, "sft"), seed.run(run))
+    assert [(item.id, item.judgement) for item in read_rows(made.path / "eft_train.parquet", EftExample)] == [
+        ("eft-1", "Seen. Score: 5"), ("eft-2", "Seen. Score: 2"), ("eft-3", "Seen. Score: 4"),
+        ("ranked-1/0", "That is excellent.\nScore: 5"),
+    ]  # fmt: skip
+    assert record(made)["counts"] == {"in": 9, "out": 4, "dropped": {"disagrees": 4, "over_limit": 1}}
+    assert record(made)["notes"]["num_ready"] == 3
+    assert record(made)["notes"]["num_sets_kept_whole"] == 0
+
+
 def test_without_targets_the_run_stops_or_goes_on_as_told(stages: Stages, settings: dict[str, Any]) -> None:
-    (Path(settings["seed"]["path"]) / "eft.jsonl").unlink()
+    folder = Path(settings["seed"]["path"])
+    (folder / "eft.jsonl").unlink()
+    replies = [{"text": "a poor reply", "rank": 0}, {"text": "an excellent reply", "rank": 1}]
+    (folder / "ranked.jsonl").write_text(json.dumps({"prompt": "a ranked question", "responses": replies}))
     run = stages.run()
-    with pytest.raises(DataError, match=r"0 EFT targets, eft.min_targets=1"):
+    with pytest.raises(
+        DataError, match=r"0 EFT targets, eft.min_targets=1; dropped: \{'disagrees': 2\}.*eft.agreement=pairwise"
+    ):
         eft.run(run, model(run, "sft"), seed.run(run))
     run = stages.run(eft={"min_targets": 0})
     made = eft.run(run, model(run, "sft"), seed.run(run))

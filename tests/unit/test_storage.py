@@ -23,6 +23,7 @@ from selfreward.artifacts import (
     read_rows_metadata,
     write_json,
     write_rows,
+    writing_rows,
 )
 from selfreward.config import JudgeConfig
 from selfreward.errors import CorruptArtifactError, DataError, ModelError
@@ -296,3 +297,40 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_json(path, 2)
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
     assert read_json(path) == 1
+
+
+def test_a_stream_of_rows_is_the_same_file(tmp_path):
+    rows = [Drop(f"id{index}", "reason", f"{index} " * 20) for index in range(500)]
+    for part in (rows, []):
+        write_rows(tmp_path / "list.parquet", part, Drop)
+        with writing_rows(tmp_path / "stream.parquet", Drop) as write:
+            for row in part:
+                write(row)
+        assert hash_file(tmp_path / "list.parquet") == hash_file(tmp_path / "stream.parquet")
+
+
+def test_a_long_stream_is_written_in_groups(tmp_path):
+    long = "x" * 100_000
+    with writing_rows(tmp_path / "long.parquet", Drop) as write:
+        for index in range(20_000):
+            write(Drop(str(index), "reason", long if index < 200 else ""))
+    groups = pq.ParquetFile(tmp_path / "long.parquet").metadata
+    sizes = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
+    assert sum(sizes) == 20_000
+    assert sizes[0] < 100, "long rows do not pile up"
+    assert [row.id for row in read_rows(tmp_path / "long.parquet", Drop)] == [str(index) for index in range(20_000)]
+
+
+def test_a_stream_that_breaks_off_leaves_the_old_file(tmp_path):
+    path = tmp_path / "rows.parquet"
+    write_rows(path, [Drop("old", "reason")], Drop)
+
+    def write_two():
+        with writing_rows(path, Drop) as write:
+            write(Drop("new", "reason"))
+            write(Drop("bad", 3))
+
+    with pytest.raises(DataError, match=r"Drop\.reason"):
+        write_two()
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.parquet"]
+    assert [row.id for row in read_rows(path, Drop)] == ["old"]

@@ -1,9 +1,11 @@
 """EFT targets (paper section 3.1): what M1's judge learns to write.
 
-In: seed targets, or human-ranked replies and the SFT baseline as their judge. Out: eft_train.parquet.
-Building: the baseline judges all replies of a prompt `eft.samples` times; the first of these judgings whose scores
-keep the whole human order becomes targets. Equal scores for replies that humans told apart disagree; replies that
-humans tie may get any scores. Then the most frequent scores are thinned out to `eft.max_share`.
+In: ready targets, human-ranked replies and the SFT baseline as their judge, or both. Out: eft_train.parquet, the ready
+targets first, then built ones up to `seed.num_eft`.
+Building: the baseline judges all replies of a prompt `eft.samples` times; of these judgings the one that agrees with the
+human order on most replies (the first of them) gives its justifications and scores as targets, for the replies on which
+it agrees (`eft.agreement`, `eft.ties`; docs/decisions/0002). Then the most frequent scores are thinned out to
+`eft.max_share`. Dropped replies: `unparsed`, `disagrees`, `uncompared`, `over_share`, `over_limit`.
 """
 
 import json
@@ -14,25 +16,26 @@ from functools import partial
 from itertools import combinations
 
 from selfreward.artifacts import Artifact, Run, Stage, derive_seed, read_rows
+from selfreward.config import EftConfig
 from selfreward.engines import open_engine
 from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
 from selfreward.errors import DataError
-from selfreward.judging import judge_messages, parse_vote
+from selfreward.judging import check_targets, judge_messages, parse_vote
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.stages._roles import cast_role
-from selfreward.types import Counts, Drop, EftExample, Generation, Judgement, RankedSet, Request, Sampling, Vote
+from selfreward.types import Counts, Drop, EftExample, Judgement, RankedSet, Request, Sampling, Vote
 
 
 def run(run: Run, judge_model: Artifact, seed: Artifact) -> Artifact:
-    """Take the seed's targets over, checked, or build them from its ranked sets.
+    """Take the seed's targets over, checked, and build more from its ranked sets.
 
     Raises DataError when a seed target's text does not say its score, or fewer than `eft.min_targets` are left.
     """
     given = read_rows(seed.path / "eft_train.parquet", EftExample)
     ranked = read_rows(seed.path / "ranked_train.parquet", RankedSet)
     rubric = load_rubric(run.config.judge.rubric, "pointwise")
-    if given or not ranked:
+    if not ranked:
         return run.stage("eft", {"rubric": rubric.content_hash}, {"seed": seed}, partial(_take_over, given, rubric))
     player = cast_role("policy", judge_model, run.config)
     sections = {
@@ -45,11 +48,12 @@ def run(run: Run, judge_model: Artifact, seed: Artifact) -> Artifact:
 
     def work(stage: Stage) -> Counts:
         stage.roles = {"judge": player.label}
+        check_targets(rubric, given)
         with open_engine(player.model, stage.config) as engine:
             votes_a_set = stage.config.eft.samples * max(len(item.responses) for item in ranked)
             size = max(1, stage.config.engine.chunk_size // votes_a_set)
             judged = stage.chunks("judgements", ranked, size, partial(judge_sets, stage, engine, rubric), Judgement)
-        return _build(stage, ranked, judged)
+        return _build(stage, given, ranked, judged)
 
     return run.stage("eft", sections, {"seed": seed, **player.inputs}, work)
 
@@ -71,28 +75,46 @@ def judge_sets(stage: Stage, engine: Engine, rubric: Rubric, sets: Sequence[Rank
     return [Judgement(reply_id, tuple(items), None) for reply_id, items in votes.items()]
 
 
-def keeps_order(ranks: Sequence[int], scores: Sequence[float]) -> bool:
-    """Whether of any two replies that humans told apart the better one has the strictly higher score."""
-    return all(
-        ranks[a] == ranks[b] or (scores[a] > scores[b] if ranks[a] < ranks[b] else scores[a] < scores[b])
-        for a, b in combinations(range(len(ranks)), 2)
-    )
+def agreement(ranks: Sequence[int], scores: Sequence[float | None], config: EftConfig) -> list[str | None]:
+    """What one judging says of each reply: None where it agrees with the human order, else the reason why it is no target.
 
-
-def first_agreeing(ranks: Sequence[int], votes: Sequence[Sequence[Vote]]) -> list[Vote] | str:
-    """The first judging (one vote a reply) that keeps the human order, else the reason to drop the set.
-
-    `unparsed`: no judging has a complete, scored vote on every reply; `disagrees`: some have, but with another order.
+    Compared are the pairs that humans told apart and that both have a score. A reply agrees where no pair of it is
+    wrong and one at least is right. With `eft.agreement=whole-order` the replies stand and fall together. Reasons:
+    `unparsed` (no score), `disagrees`, `uncompared` (no pair of it says anything).
     """
-    reason = "unparsed"
-    for judging in zip(*votes, strict=True):
-        scores = [vote.score for vote in judging if vote.score is not None and vote.finish_reason == "stop"]
-        if len(scores) < len(judging):
+    right, wrong = [0] * len(ranks), [0] * len(ranks)
+    for a, b in combinations(range(len(ranks)), 2):
+        first, second = scores[a], scores[b]
+        if ranks[a] == ranks[b] or first is None or second is None:
             continue
-        if keeps_order(ranks, scores):
-            return list(judging)
-        reason = "disagrees"
-    return reason
+        if first == second and config.ties == "allow":
+            continue
+        # A tie is wrong here: the better one's score is not above the other's.
+        counted = right if first != second and (first > second) == (ranks[a] < ranks[b]) else wrong
+        counted[a] += 1
+        counted[b] += 1
+    if config.agreement == "whole-order":
+        lost = "unparsed" if None in scores else "disagrees" if any(wrong) else None if any(right) else "uncompared"
+        return [lost] * len(ranks)
+    return [
+        "unparsed" if score is None else "disagrees" if wrong[reply] else None if right[reply] else "uncompared"
+        for reply, score in enumerate(scores)
+    ]
+
+
+def best_judging(
+    ranks: Sequence[int], votes: Sequence[Sequence[Vote]], config: EftConfig
+) -> tuple[Sequence[Vote], list[str | None]]:
+    """The k-th votes of all replies for the k that agrees on most replies, and what they say of each (see `agreement`).
+
+    `votes[i]` are the votes on reply i. At equal numbers the judging with more scores wins, then the first one. A vote
+    that was cut short has no score here: its text is no target.
+    """
+    judgings = list(zip(*votes, strict=True))
+    scores = [[vote.score if vote.finish_reason == "stop" else None for vote in judging] for judging in judgings]
+    found = [agreement(ranks, row, config) for row in scores]
+    best = max(range(len(judgings)), key=lambda k: (found[k].count(None), -scores[k].count(None), -k))
+    return judgings[best], found[best]
 
 
 def thin_out(scores: Mapping[str, float], max_share: float) -> set[str]:
@@ -113,37 +135,37 @@ def thin_out(scores: Mapping[str, float], max_share: float) -> set[str]:
     return dropped
 
 
-def _build(stage: Stage, sets: Sequence[RankedSet], judged: Sequence[Judgement]) -> Counts:
+def _build(stage: Stage, given: Sequence[EftExample], sets: Sequence[RankedSet], judged: Sequence[Judgement]) -> Counts:
     votes = {judgement.completion_id: judgement.votes for judgement in judged}
     targets: list[EftExample] = []
     drops: list[Drop] = []
+    num_whole = 0
     for item in sets:
         ids = [f"{item.id}/{index}" for index in range(len(item.responses))]
-        kept = first_agreeing(item.ranks, [votes[reply_id] for reply_id in ids])
-        if isinstance(kept, str):
-            drops += [Drop(reply_id, kept, json.dumps([asdict(vote) for vote in votes[reply_id]])) for reply_id in ids]
-            continue
-        for reply_id, response, vote in zip(ids, item.responses, kept, strict=True):
-            assert vote.score is not None
-            targets.append(EftExample(reply_id, item.prompt, response, vote.text, vote.score))
-    stage.notes["histogram_before"] = _histogram(targets)
+        judging, lost = best_judging(item.ranks, [votes[reply_id] for reply_id in ids], stage.config.eft)
+        num_whole += not any(lost)
+        for reply_id, response, vote, reason in zip(ids, item.responses, judging, lost, strict=True):
+            if reason:
+                drops.append(Drop(reply_id, reason, json.dumps([asdict(v) for v in votes[reply_id]], ensure_ascii=False)))
+            else:
+                assert vote.score is not None, "a reply without a score agrees with nothing"
+                targets.append(EftExample(reply_id, item.prompt, response, vote.text, vote.score))
+    stage.notes |= {
+        "num_ready": len(given),
+        "num_sets": len(sets),
+        "num_sets_kept_whole": num_whole,
+        "histogram_before": _histogram(targets),
+    }
     crowded = thin_out({target.id: target.score for target in targets}, stage.config.eft.max_share)
     drops += [_drop(target, "over_share") for target in targets if target.id in crowded]
     targets = [target for target in targets if target.id not in crowded]
-    limit = stage.config.seed.num_eft
+    limit = max(0, stage.config.seed.num_eft - len(given))
     drops += [_drop(target, "over_limit") for target in targets[limit:]]
-    return _store(stage, targets[:limit], drops)
+    return _store(stage, [*given, *targets[:limit]], drops)
 
 
 def _take_over(given: Sequence[EftExample], rubric: Rubric, stage: Stage) -> Counts:
-    for target in given:
-        vote = parse_vote(rubric, Generation(target.id, target.judgement, 0, 0, "stop"), 0)
-        if vote.score is None or abs(vote.score - target.score) > 1e-6:
-            found = vote.failure if vote.score is None else f"{vote.score:g}"
-            raise DataError(
-                f"EFT target {target.id!r}: rubric {rubric.name!r} reads {found} from its judgement, "
-                f"but its score is {target.score:g}; correct the row, or set judge.rubric to its format"
-            )
+    check_targets(rubric, given)
     return _store(stage, given, [])
 
 
@@ -152,7 +174,8 @@ def _store(stage: Stage, targets: Sequence[EftExample], drops: Sequence[Drop]) -
     if len(targets) < stage.config.eft.min_targets:
         raise DataError(
             f"{len(targets)} EFT targets, eft.min_targets={stage.config.eft.min_targets}; dropped: {dict(reasons)}. "
-            "Give eft.jsonl or more ranked sets, raise eft.samples, set mode=no-eft, or eft.min_targets=0 to go on"
+            "Give ready EFT targets or more ranked sets, raise eft.samples, set eft.agreement=pairwise, set mode=no-eft, or "
+            "eft.min_targets=0 to go on"
         )
     stage.write_rows("eft_train", targets, EftExample)
     stage.reject(drops)

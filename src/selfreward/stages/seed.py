@@ -1,153 +1,189 @@
-"""The human seed data (paper section 3.1): a source -> ift, eft_train, ranked_train, ranked_heldout, prompts_heldout.
+"""The human seed data (paper section 3.1): sources -> ift, eft_train, ranked_train, ranked_heldout, prompts_heldout.
 
-In: files of the user, an Open Assistant export, or the micro-world. Out: five tables that share no prompt between
-training and held-out data. Items that leave are counted: `heldout` (a training item whose prompt is held out),
-`duplicate`, `over_limit` (beyond `seed.num_*`; the first ones of the file stay), and the source's own reasons.
+In: the sources of `seed.sources`, read as streams, once. Out: five tables; no prompt of a held-out table is in a training
+table, none of EFT in IFT, neither as equal text nor with a ROUGE-L above `seed.max_overlap`. Rows that a source names as
+training or held-out data go in file order; the others in the order of a hash of their ids, so every run over the same
+files holds out the same prompts. Rows that leave are counted: the source's own reasons, `duplicate`,
+`overlaps_heldout`, `overlaps_eft`, `overlaps_ift`, `over_limit`, `unusable_split`.
 """
 
-import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from selfreward.artifacts import Artifact, Run, Stage, hash_file
-from selfreward.config import SeedConfig
+from selfreward.artifacts import Artifact, Run, Stage, hash_file, read_json, read_rows
+from selfreward.config import Config, SeedConfig, SourceConfig
 from selfreward.errors import DataError
-from selfreward.filters import normalise
+from selfreward.judging import check_targets
 from selfreward.lab.seed_files import write_seed_files
-from selfreward.stages._oasst import load_oasst
-from selfreward.stages._sources import SEED_FILES, SeedData, load_files
+from selfreward.rubrics import load_rubric
+from selfreward.sources import read_source
+from selfreward.sources.records import Record
+from selfreward.stages._pool import SPLITS, Candidate, Pool, SplitName
+from selfreward.stages._seed_notes import SourceNotes
+from selfreward.stages._split import Splitter, shared_prompts
 from selfreward.types import Counts, Demonstration, Drop, EftExample, Prompt, RankedSet
 
-Item = TypeVar("Item", Demonstration, EftExample, Prompt, RankedSet)
+LAB_FOLDER = "source"
+"""Inside the stage's folder: the micro-world's files, as a seed folder."""
+_TYPES: dict[SplitName, type] = {
+    "ranked_heldout": RankedSet,
+    "prompts_heldout": Prompt,
+    "eft_train": EftExample,
+    "ranked_train": RankedSet,
+    "ift": Demonstration,
+}
 
 
 def run(run: Run) -> Artifact:
-    """Load, clean and store the seed data. Raises DataError when a file is malformed or no IFT pair is left."""
+    """Read, split and store the seed data.
+
+    Raises DataError when a source cannot be read, when no IFT pair or held-out prompt is left, and when M1 shall learn to
+    judge but nothing is there to teach it, or a ready target does not say its score in the rubric's words.
+    """
     config = run.config.seed
     # Contents count, not where they lie.
-    sections = {"seed": config.model_dump(mode="json", exclude={"path"}), "files": source_hashes(config)}
-    return run.stage("seed", sections, {}, _work)
+    section = config.model_dump(mode="json", exclude={"path": True, "sources": {"__all__": {"path", "allow_download"}}})
+    artifact = run.stage("seed", {"seed": section, "files": source_hashes(config)}, {}, _work)
+    if run.config.mode == "self-rewarding":
+        _check_eft(run.config, artifact.path)
+    return artifact
 
 
-def source_hashes(config: SeedConfig) -> dict[str, str]:
-    """Content hash of each file that the source reads; the micro-world writes its files first, to the same bytes."""
-    if config.source == "lab":
-        with tempfile.TemporaryDirectory(prefix="selfreward-") as folder:
-            write_seed_files(Path(folder), config.heldout)
-            return {name: hash_file(Path(folder) / name) for name in SEED_FILES if (Path(folder) / name).is_file()}
-    path = Path(config.path or "").expanduser()
-    files = [path] if config.source == "oasst" else [path / name for name in SEED_FILES]
-    return {file.name: hash_file(file) for file in files if file.is_file()}
-
-
-def clean(data: SeedData, config: SeedConfig) -> SeedData:
-    """Drop training items whose prompt is held out, duplicates, and what exceeds the limits."""
-    drops = list(data.drops)
-    prompts_heldout = _distinct(data.prompts_heldout, lambda item: normalise(item.text), drops)
-    ranked_heldout = _distinct(data.ranked_heldout, lambda item: normalise(item.prompt), drops)
-    prompts_heldout = _limit(prompts_heldout, config.num_heldout_prompts, drops)
-    ranked_heldout = _limit(ranked_heldout, config.num_heldout_ranked, drops)
-    # Against everything that the source holds out, whether or not this run uses it.
-    heldout = heldout_prompts(data)
-    ift = _not_held_out(data.ift, lambda item: item.prompt, heldout, drops)
-    eft = _not_held_out(data.eft_train, lambda item: item.instruction, heldout, drops)
-    ranked = _not_held_out(data.ranked_train, lambda item: item.prompt, heldout, drops)
-    ift = _distinct(ift, lambda item: (normalise(item.prompt), item.response), drops)
-    eft = _distinct(eft, lambda item: (item.instruction, item.response, item.judgement), drops)
-    ranked = _distinct(ranked, lambda item: (normalise(item.prompt), item.responses), drops)
-    return replace(
-        data,
-        ift=tuple(_limit(ift, config.num_ift, drops)),
-        eft_train=tuple(_limit(eft, config.num_eft, drops)),
-        ranked_train=tuple(ranked),
-        prompts_heldout=tuple(prompts_heldout),
-        ranked_heldout=tuple(ranked_heldout),
-        drops=tuple(drops),
+def located_sources(config: SeedConfig) -> tuple[SourceConfig, ...]:
+    """The sources, each with its path; the micro-world has none."""
+    return tuple(
+        source if source.path or source.format == "lab" else source.model_copy(update={"path": config.path})
+        for source in config.sources
     )
 
 
-def heldout_prompts(data: SeedData) -> set[str]:
-    """All held-out prompts, normalised."""
-    return {normalise(item.text) for item in data.prompts_heldout} | {normalise(item.prompt) for item in data.ranked_heldout}
+def source_hashes(config: SeedConfig) -> dict[str, str]:
+    """Content hash of each file that is read, by source and name: of a folder all files in it, of the micro-world the
+    files that stand for it. A data set of the hub is known by its name."""
+    hashes = {}
+    for place, source in enumerate(located_sources(config)):
+        with tempfile.TemporaryDirectory(prefix="selfreward-") as folder:
+            path = Path(_as_files(source, Path(folder), config).path).expanduser()
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            found = {f"{place}/{f.name}": hash_file(f) for f in files if f.is_file() and not f.name.startswith(".")}
+            hashes.update(found or {f"{place}": source.path})
+    return hashes
+
+
+def _as_files(source: SourceConfig, folder: Path, config: SeedConfig) -> SourceConfig:
+    """The micro-world as a seed folder; other sources as they are."""
+    if source.format != "lab":
+        return source
+    write_seed_files(folder, config.heldout)
+    return source.model_copy(update={"format": "seed-folder", "path": str(folder)})
 
 
 def _work(stage: Stage) -> Counts:
-    loaded = SOURCES[stage.config.seed.source](stage)
-    data = clean(loaded, stage.config.seed)
-    if not data.ift:
-        raise DataError(f"seed.source={stage.config.seed.source} leaves no IFT pair: {_by_reason(data.drops)}")
-    training = {normalise(item.prompt) for item in data.ift} | {normalise(item.prompt) for item in data.ranked_train}
-    training |= {normalise(item.instruction) for item in data.eft_train}
-    heldout = heldout_prompts(data)
-    assert not heldout & training, f"held-out prompts in the training data: {sorted(heldout & training)[:3]}"
-    stage.write_rows("ift", data.ift, Demonstration)
-    stage.write_rows("eft_train", data.eft_train, EftExample)
-    stage.write_rows("ranked_train", data.ranked_train, RankedSet)
-    stage.write_rows("ranked_heldout", data.ranked_heldout, RankedSet)
-    stage.write_rows("prompts_heldout", data.prompts_heldout, Prompt)
-    stage.reject(data.drops)
+    config = stage.config.seed
+    notes = [SourceNotes(source) for source in located_sources(config)]
+    with stage.rejecting() as keep:
+
+        def reject(drop: Drop, source: int) -> None:
+            notes[source].dropped[drop.reason] += 1
+            keep(drop)
+
+        pool = Pool(config, reject)
+        for place, source in enumerate(located_sources(config)):
+            with stage.run.progress.task(f"seed: {source.path or source.format}", None) as advance:
+                for item in _read(stage, source, place, notes[place]):
+                    if isinstance(item, Drop):
+                        reject(item, place)
+                    else:
+                        notes[place].see(item)
+                        pool.take(item, place)
+                    advance(1)
+        splitter = Splitter(pool, config, reject)
+        splitter.split()
+        _check_tables(splitter.tables, notes)
+    return _store(stage, splitter, notes)
+
+
+def _read(stage: Stage, source: SourceConfig, place: int, notes: SourceNotes) -> Iterator[Record | Drop]:
+    """A source's stream; its format is logged, its rows are counted in the notes. Ids of further sources begin with
+    `s2-`, `s3-`, ..., so that another source changes none of the first one's."""
+    files = _as_files(source, stage.path / LAB_FOLDER, stage.config.seed)
+    reading, items = read_source(files, f"s{place + 1}" if place else "", stage.config.seed.on_bad_row)
+    said = {"source": place + 1, "path": source.path, "format": reading.format, "detected": reading.detected}
+    stage.logger.info("seed source opened", extra={"data": said})
+    notes.reading = reading
+    num_records = 0
+    for item in items:
+        notes.num_rows += 1
+        num_records += isinstance(item, Record)
+        yield item
+        if num_records == source.cap:
+            notes.stopped_at_cap = True
+            break
+    assert reading.num_rows == notes.num_rows, f"source {place + 1} counted {reading.num_rows} rows, not {notes.num_rows}"
+
+
+def _check_tables(tables: Mapping[SplitName, Sequence[Candidate]], notes: Sequence[SourceNotes]) -> None:
+    dropped = dict(sum((source.dropped for source in notes), Counter[str]()))
+    num_rows = sum(source.num_rows for source in notes)
+    needs: tuple[tuple[SplitName, str, str], ...] = (
+        ("ift", "IFT pair (a prompt with its response)", "ift"),
+        ("prompts_heldout", "held-out prompt", "prompts"),
+    )
+    for split, what, role in needs:
+        if not tables[split]:
+            raise DataError(
+                f"the seed sources leave no {what}: {num_rows} rows read, dropped {dropped}; "
+                f"add a source with role {role} to seed.sources, or check what its filters leave"
+            )
+
+
+def _store(stage: Stage, splitter: Splitter, notes: Sequence[SourceNotes]) -> Counts:
+    tables = splitter.tables
+    prompts = {split: [item.record.prompt for item in items] for split, items in tables.items()}
+    shared = list(shared_prompts(prompts, stage.config.seed.max_overlap))
+    assert not shared, f"splits share prompts: {shared[:3]}"
+    for split, items in tables.items():
+        stage.write_rows(split, [to_row(item.record, split) for item in items], _TYPES[split])
+        for item in items:
+            notes[item.source].keep(item.record, split)
+    short = {split: number for split, number in splitter.asked.items() if len(tables[split]) < number}
+    if short:
+        stage.logger.info("seed tables shorter than asked", extra={"data": short})
+    stage.notes |= {f"num_{split}": len(tables[split]) for split in SPLITS}
     stage.notes |= {
-        "num_ift": len(data.ift),
-        "num_eft_train": len(data.eft_train),
-        "num_ranked_train": len(data.ranked_train),
-        "num_ranked_heldout": len(data.ranked_heldout),
-        "num_prompts_heldout": len(data.prompts_heldout),
-        **data.notes,
+        "asked": splitter.asked,
+        "overlaps": {split: dict(sorted(found.items())) for split, found in splitter.overlaps.items() if found},
+        "sources": [source.plain() for source in notes],
     }
-    return Counts(loaded.num_in, data.num_items, _by_reason(data.drops))
+    dropped = sum((source.dropped for source in notes), Counter[str]())
+    return Counts(sum(source.num_rows for source in notes), sum(map(len, tables.values())), dropped)
 
 
-def _load_files(stage: Stage) -> SeedData:
-    return load_files(Path(stage.config.seed.path or "").expanduser())
+def to_row(record: Record, split: SplitName) -> Demonstration | EftExample | Prompt | RankedSet:
+    """A record as a row of a table."""
+    if split in ("ranked_heldout", "ranked_train"):
+        return RankedSet(record.id, record.prompt, record.replies, record.ranks)
+    if split == "prompts_heldout":
+        return Prompt(record.id, record.prompt, "heldout")
+    assert record.response is not None, f"record {record.id} has no response"
+    if split == "ift":
+        return Demonstration(record.id, record.prompt, record.response)
+    assert record.judgement is not None, f"record {record.id} has no judgement"
+    assert record.score is not None, f"record {record.id} has no score"
+    return EftExample(record.id, record.prompt, record.response, record.judgement, record.score)
 
 
-def _load_oasst(stage: Stage) -> SeedData:
-    return load_oasst(Path(stage.config.seed.path or "").expanduser(), stage.config.seed)
-
-
-def _load_lab(stage: Stage) -> SeedData:
-    folder = stage.path / "source"
-    write_seed_files(folder, stage.config.seed.heldout)
-    return load_files(folder)
-
-
-SOURCES: dict[str, Callable[[Stage], SeedData]] = {"files": _load_files, "oasst": _load_oasst, "lab": _load_lab}
-
-
-def _distinct(items: Sequence[Item], key: Callable[[Item], Hashable], drops: list[Drop]) -> list[Item]:
-    seen: set[Hashable] = set()
-    kept = []
-    for item in items:
-        if key(item) in seen:
-            drops.append(_drop(item, "duplicate"))
-        else:
-            seen.add(key(item))
-            kept.append(item)
-    return kept
-
-
-def _not_held_out(items: Sequence[Item], prompt: Callable[[Item], str], heldout: set[str], drops: list[Drop]) -> list[Item]:
-    kept = []
-    for item in items:
-        if normalise(prompt(item)) in heldout:
-            drops.append(_drop(item, "heldout"))
-        else:
-            kept.append(item)
-    return kept
-
-
-def _limit(items: Sequence[Item], limit: int, drops: list[Drop]) -> list[Item]:
-    drops.extend(_drop(item, "over_limit") for item in items[limit:])
-    return list(items[:limit])
-
-
-def _drop(item: Demonstration | EftExample | Prompt | RankedSet, reason: str) -> Drop:
-    return Drop(item.id, reason, json.dumps(asdict(item), ensure_ascii=False))
-
-
-def _by_reason(drops: Sequence[Drop]) -> dict[str, int]:
-    return dict(Counter(drop.reason for drop in drops))
+def _check_eft(config: Config, folder: Path) -> None:
+    """Whether something can teach M1 to judge: said now, not after the SFT baseline is trained."""
+    targets = read_rows(folder / "eft_train.parquet", EftExample)
+    check_targets(load_rubric(config.judge.rubric, "pointwise"), targets)
+    if targets or config.eft.min_targets == 0 or read_json(folder / "record.json")["notes"]["num_ranked_train"]:
+        return
+    why = "seed.num_eft=0" if config.seed.num_eft == 0 else "no source has EFT targets or ranked replies for training"
+    raise DataError(
+        f"nothing to teach M1 to judge: {why}. Add a source with role ranked (EFT targets are built from replies that "
+        "people ranked) or role eft (ready targets) to seed.sources, raise seed.num_eft if it is 0, set mode=no-eft, or "
+        "eft.min_targets=0 to train M1 on IFT alone"
+    )

@@ -1,0 +1,136 @@
+"""Where a source lies -> its containers: a file, a folder of files, a folder saved by `datasets`, a hub id."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfreward.config import SourceConfig
+from selfreward.errors import DataError
+from selfreward.sources.compressed import reading
+from selfreward.sources.containers import DATA_SUFFIXES, PARQUET, IsRow, data_suffix, text_rows
+from selfreward.sources.rows import BadRow, Row, Rows, shown
+
+SAVED_DATASET, SAVED_SPLITS = "state.json", "dataset_dict.json"
+"""Files that `datasets` writes into a folder: one data set, several splits."""
+_HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<split>[\w.-]+))?")
+_BATCH = 256
+"""Parquet rows decoded at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One file (or data set) of a source. `tag` sets its rows' ids apart from those of other files; empty: only one."""
+
+    name: str
+    tag: str
+    rows: Rows
+
+
+def data_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The folder's data files in name order, and the names of everything else in it that is not hidden."""
+    inside = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
+    files = [path for path in inside if path.is_file() and data_suffix(path) in DATA_SUFFIXES]
+    return files, [path.name for path in inside if path not in files]
+
+
+def open_place(source: SourceConfig, is_row: IsRow) -> tuple[list[Container], list[str]]:
+    """The source's containers, and the names of files that are no part of it.
+
+    Raises DataError when there is nothing to read there.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        return [Container(str(path), "", file_rows(path, is_row))], []
+    if path.is_dir():
+        return _folder(path, is_row)
+    if not source.allow_download:
+        raise DataError(
+            f"seed source {source.path!r} does not exist; set `path` to a file or a folder, "
+            "or for a data set of the hub set allow_download=true"
+        )
+    return [Container(source.path, "", _hub_rows(source.path))], []
+
+
+def file_rows(path: Path, is_row: IsRow) -> Rows:
+    """How to read a file of any known kind; raises DataError where that can be told from its beginning."""
+    with reading(path), path.open("rb") as file:
+        head = file.read(len(PARQUET))
+    return (lambda: _parquet(path)) if head == PARQUET else text_rows(path, is_row)
+
+
+def _folder(folder: Path, is_row: IsRow) -> tuple[list[Container], list[str]]:
+    if (folder / SAVED_SPLITS).is_file():
+        splits = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
+        raise DataError(f"{folder} holds the splits {splits}; set the source's `path` to one of these folders")
+    if (folder / SAVED_DATASET).is_file():
+        return [Container(str(folder), "", lambda: _saved(folder))], []
+    files, ignored = data_files(folder)
+    if not files:
+        raise DataError(
+            f"folder {str(folder)!r} holds no data file ({', '.join(sorted(DATA_SUFFIXES))}); it has {shown(ignored)}"
+        )
+    stems = [path.name.split(".")[0] for path in files]
+    tags = stems if len(set(stems)) == len(stems) else [path.name for path in files]
+    if len(files) == 1:
+        tags = [""]
+    # Later files are opened when their turn comes.
+    return [
+        Container(str(path), tag, lambda path=path: file_rows(path, is_row)())  # type: ignore[misc]
+        for path, tag in zip(files, tags, strict=True)
+    ], ignored
+
+
+def _parquet(path: Path) -> Iterator[Row | BadRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    with reading(path):
+        try:
+            with parquet.ParquetFile(path, pre_buffer=False) as file:
+                for batch in file.iter_batches(batch_size=_BATCH):
+                    for value in batch.to_pylist():
+                        number += 1
+                        yield Row(str(path), number, value, unit="row")
+        except pyarrow.ArrowException as error:
+            problem = " ".join(str(error).split())
+            raise DataError(f"{path} cannot be read as Parquet after row {number}: {problem}") from error
+
+
+def _saved(folder: Path) -> Iterator[Row | BadRow]:
+    import datasets
+    import pyarrow
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        raise DataError(f"{folder} cannot be read as a saved data set: {' '.join(str(error).split())}") from error
+    yield from _numbered(str(folder), saved)
+
+
+def _hub_rows(path: str) -> Rows:
+    found = _HUB_ID.fullmatch(path)
+    if found is None:
+        raise DataError(f"seed source {path!r} does not exist, and is no hub id (owner/name or owner/name:split)")
+    name, split = found["name"], found["split"]
+
+    def rows() -> Iterator[Row | BadRow]:
+        import datasets
+
+        try:
+            data = datasets.load_dataset(name, split=split, streaming=True)
+        except Exception as error:  # The hub client raises errors of many libraries.
+            problem = " ".join(str(error).split())
+            raise DataError(f"data set {name!r} cannot be loaded from the hub: {problem}") from error
+        if isinstance(data, Mapping) and len(data) > 1:
+            raise DataError(f"data set {name!r} has the splits {sorted(data)}; set the source's `path` to {name}:SPLIT")
+        yield from _numbered(path, next(iter(data.values())) if isinstance(data, Mapping) else data)
+
+    return rows
+
+
+def _numbered(name: str, values: Iterable[Mapping[str, Any]]) -> Iterator[Row | BadRow]:
+    for number, value in enumerate(values, start=1):
+        yield Row(name, number, value, unit="row")
