@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 from selfreward.config import Config
 from selfreward.environment import describe_environment, open_log
 from selfreward.errors import ConfigError, CorruptArtifactError, DriftError, UsageError
-from selfreward.progress import NullProgress, Progress
+from selfreward.progress import Advance, NullProgress, Progress
 from selfreward.rundir import RunDir
 from selfreward.storage import (
     TEMPORARY_PREFIX,
@@ -238,16 +239,24 @@ class Stage:
         self.tokens["generated"] += generated
 
     def chunks(
-        self, name: str, items: Sequence[T], size: int, work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]
+        self,
+        name: str,
+        items: Sequence[T],
+        size: int,
+        work: Callable[[Sequence[T]], Sequence[R]],
+        cls: type[R],
+        advance: Advance | None = None,
     ) -> list[R]:
         """Work through the items in chunks of `size`; each chunk's rows are committed at once and reused on restart.
 
         A committed chunk is found again by the stage's fingerprint, its place and its items, so other settings never
-        meet it. Progress counts items. Results come in the order of the items.
+        meet it. Progress counts items, in a task of its own or by the caller's `advance`. Results come in the order of
+        the items.
         """
         assert size >= 1, f"chunk size must be at least 1, got {size}"
         results: list[R] = []
-        with self.run.progress.task(f"{self.key}: {name}", len(items)) as advance:
+        own = self.run.progress.task(f"{self.key}: {name}", len(items)) if advance is None else nullcontext(advance)
+        with own as finished:
             for index, start in enumerate(range(0, len(items), size)):
                 chunk = items[start : start + size]
                 content = fingerprint([self.fingerprint, chunk])
@@ -259,7 +268,7 @@ class Stage:
                     self._commit_chunk(part, chunk, work, cls)
                 # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
                 results.extend(read_rows(part, cls))
-                advance(len(chunk))
+                finished(len(chunk))
         return results
 
     def _commit_chunk(self, part: Path, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> None:

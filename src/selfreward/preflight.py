@@ -7,7 +7,9 @@ from selfreward.config import POLICY, SCRIPTED_PREFIX, Config
 from selfreward.engines.loading import EMBEDDED, folder_problem
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError
+from selfreward.filters import check_language, read_unsafe_words
 from selfreward.rubrics import Kind, Rubric, load_rubric
+from selfreward.stages._prompt_file import count_prompts
 
 
 def check_config(config: Config) -> list[str]:
@@ -25,6 +27,7 @@ def check_config(config: Config) -> list[str]:
     lines.append(_check_model(config, "model.path", config.model.path))
     lines += _check_role(config, "judge.model", config.judge.model, needs_chat=True)
     lines += _check_role(config, "propose.model", config.propose.model, needs_chat=proposer.format == "chat")
+    lines += _check_filters(config)
     lines.append(_check_seed(config))
     return lines
 
@@ -37,6 +40,19 @@ def _check_rubrics(config: Config) -> list[str]:
     if config.eval.head_to_head == POLICY:
         wanted.append(("eval.pairwise_rubric", config.eval.pairwise_rubric, "pairwise"))
     return [_describe(setting, load_rubric(name, kind)) for setting, name, kind in wanted]
+
+
+def _check_filters(config: Config) -> list[str]:
+    """What the filters of new prompts read, and a user's own prompts."""
+    propose, lines = config.propose, []
+    if propose.source == "file":
+        lines.append(f"propose.path: {count_prompts(propose.path or ''):,} prompts in {propose.path}")
+    if propose.unsafe_words_file is not None:
+        lines.append(f"propose.unsafe_words_file: {len(read_unsafe_words(propose.unsafe_words_file)):,} words and phrases")
+    if propose.lang is not None:
+        check_language(propose.lang)
+        lines.append(f"propose.lang: {propose.lang}")
+    return lines
 
 
 def _describe(setting: str, rubric: Rubric) -> str:
