@@ -166,7 +166,7 @@ class Rubric:
         """What ends a demonstration in a propose template; white space between demonstrations that have tags does not."""
         parted_by_tags = bool(_CLOSING_TAG.search(self.demonstration))
         separator = self.separator.strip() or ("" if parted_by_tags else self.separator)
-        return tuple(text for text in (*self.stop, separator) if text)
+        return tuple(dict.fromkeys(text for text in (*self.stop, separator) if text))
 
     def _harmless_demonstration(self, value: str) -> str:
         value = self._harmless(value)
