@@ -13,6 +13,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -95,14 +96,14 @@ def measure(num_pool: int, num_new: int, num_peer: int) -> tuple[Row, dict[str, 
     new = change_some(make_prompts(num_new, seed=2), pool_texts, seed=3)
     builds, ours, peers = [], [], []
     for _ in range(NUM_RUNS):
-        seconds, pool = timed(lambda: RougePool(pool_texts))
-        more, _ = timed(lambda: pool.overlapping(["the first question makes the signatures"], LIMIT))
+        seconds, pool = timed(partial(RougePool, pool_texts))
+        more, _ = timed(partial(pool.overlapping, ["the first question makes the signatures"], LIMIT))
         builds.append(seconds + more)
-        seconds, verdicts = timed(lambda: pool.admit(new, LIMIT))
+        seconds, verdicts = timed(partial(pool.admit, new, LIMIT))
         ours.append(num_new / seconds)
     for _ in range(NUM_RUNS):
         peer = WholePool(pool_texts)
-        seconds, peer_verdicts = timed(lambda: peer.admit(new[:num_peer]))
+        seconds, peer_verdicts = timed(partial(peer.admit, new[:num_peer]))
         peers.append(num_peer / seconds)
     assert verdicts[:num_peer] == peer_verdicts, "the two give different verdicts"
     rate, peer_rate = statistics.median(ours), statistics.median(peers)

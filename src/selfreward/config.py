@@ -4,7 +4,6 @@ Every field has a docstring, a default that is safe on a laptop, and is read by 
 Values that the paper fixes are in `configs/paper.yaml`, each with its section.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from yaml import YAMLError
 
+from selfreward.config_errors import explain, one_line
 from selfreward.errors import ConfigError
 
 POLICY = "policy"
@@ -358,7 +358,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree: Any = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not OmegaConf.is_dict(tree):
         raise ConfigError(f"{path} must hold a mapping of settings at its top level")
     for override in overrides:
@@ -367,11 +367,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         try:
             tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
         except (YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"override {override!r} does not fit: {_one_line(error)}") from error
+            raise ConfigError(f"override {override!r} does not fit: {one_line(error)}") from error
     try:
         plain = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path} cannot be resolved: {_one_line(error)}") from error
+        raise ConfigError(f"{path} cannot be resolved: {one_line(error)}") from error
     return parse_config(plain, origin=str(path))
 
 
@@ -380,32 +380,5 @@ def parse_config(tree: Any, origin: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [explain(item, Config) for item in error.errors()]
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from error
-
-
-def _explain(item: Any) -> str:
-    """One pydantic error as one line: key, value, what is allowed, the nearest known key."""
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(item["loc"][:-1])
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
-        return f"unknown setting {key!r}{hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "missing":
-        return f"setting {key!r} is required"
-    if not key or item["type"] == "value_error":
-        return f"{key + ': ' if key else ''}{message}"
-    return f"{key}={item['input']!r}: {message}"
-
-
-def _known_keys(loc: Sequence[Any]) -> list[str]:
-    section: Any = Config
-    for part in loc:
-        section = section.model_fields[part].annotation
-    return list(section.model_fields)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -10,7 +10,7 @@ from source_tree import imports, modules, place, unit
 from selfreward.config import EngineConfig
 
 LAYERS = {
-    "errors": 0, "types": 0,
+    "config_errors": 0, "errors": 0, "types": 0,
     "config": 1, "environment": 1, "progress": 1, "rundir": 1, "storage": 1,
     "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "rubrics": 2, "sources": 2, "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,

@@ -106,7 +106,7 @@ class RougePool:
         assert 0 <= limit <= 1, f"a ROUGE-L limit lies in [0, 1], got {limit}"
         if len(self._coded) - len(self._table) > MAX_RECENT:
             self._table.extend(self._coded[len(self._table) :])
-        near = _exceeds(block, self._coded[len(self._table) :], limit).any(axis=1)
+        near: Bools = np.any(_exceeds(block, self._coded[len(self._table) :], limit), axis=1)
         left = np.flatnonzero(~near)
         near[left] = self._exceeds_table([block[number] for number in left.tolist()], limit)
         return near
