@@ -141,7 +141,7 @@ def test_no_text_above_the_limit_is_ruled_out(numbers: list[list[int]], limit: f
     table.extend(texts[: len(texts) // 2])
     table.extend(texts[len(texts) // 2 :])
     fewest = fewest_shared(80, limit)
-    for text, signature in zip(texts, signatures(texts), strict=True):
+    for text, signature in zip(texts, signatures(texts).T, strict=True):
         found = set(table.candidates(len(text), signature, fewest)[0].tolist())
         above = {
             place

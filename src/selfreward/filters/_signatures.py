@@ -3,11 +3,12 @@
 A text is a string with one character a word. ROUGE-L F1 is 2 LCS / (n + m) for texts of n and m words, so a limit on it asks
 for a certain LCS. Both texts hold the words of their LCS, so at most n + m - 2 LCS words may stand in one of them only (a
 word that stands there twice counts twice). That number is bounded from below by signatures, the bitmap filter of
-set-similarity joins: every word flips one of 512 bits, and two signatures differ in at most as many bits as there are
-words in one text only. Folded to 64 bits they rule out most texts in one pass over 8 bytes each; all 512 bits, most of
-the rest.
+set-similarity joins: every word of a text flips the one of 512 bits that belongs to it, and two signatures differ in at
+most as many bits as there are words in one text only. Folding a signature keeps that true, so a cascade of 64, 128, 256
+and 512 bits rules out most texts in one pass over 8 bytes each.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,15 +16,15 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Words = NDArray[np.uint64]
 
-_WORDS = 8
-"""64-bit words of a signature."""
-_BITS = 64 * _WORDS
-_BITS_LOG = 9
+_WIDTHS = (1, 2, 4, 8)
+"""64-bit words of the signatures of the cascade."""
+_BITS = 64 * _WIDTHS[-1]
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 """2**64 over the golden ratio: multiplying by it spreads consecutive numbers over the high bits."""
-_POINT_BITS = 21
-"""A code point fits into these bits; above them stands which occurrence of its word it is."""
+_SHIFT = np.uint64(64 - 9)
+"""Keeps the 9 highest bits: a number below 512."""
 _BLOCK = 1024
 """Texts whose signatures are made at a time: bounds the memory."""
 
@@ -47,25 +48,22 @@ def lengths_of(texts: Sequence[str]) -> Ints:
     return np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
 
 
-def signatures(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """One signature a text, shape [len(texts), 8]: bit i is set when an odd number of its words belongs to i."""
-    made = np.empty((len(texts), _WORDS), dtype=np.uint64)
+def signatures(texts: Sequence[str]) -> Words:
+    """One signature of 512 bits a text, shape [8, len(texts)]: a bit is set when an odd number of words belongs to it."""
+    made = np.empty((_WIDTHS[-1], len(texts)), dtype=np.uint64)
     for start in range(0, len(texts), _BLOCK):
         block = texts[start : start + _BLOCK]
-        token, owner = _tokens(block)
-        bit = (token.astype(np.uint64) * _MIX >> np.uint64(64 - _BITS_LOG)).astype(np.int64)
+        points = np.frombuffer("".join(block).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
+        bit = (points * _MIX >> _SHIFT).astype(np.int64)
+        owner = np.repeat(np.arange(len(block)), lengths_of(block))
         odd = np.bincount(owner * _BITS + bit, minlength=len(block) * _BITS) & 1
-        made[start : start + len(block)] = np.packbits(odd.astype(np.bool_)).view(np.uint64).reshape(-1, _WORDS)
+        made[:, start : start + len(block)] = np.packbits(odd.astype(np.bool_)).view(np.uint64).reshape(len(block), -1).T
     return made
 
 
-def _tokens(texts: Sequence[str]) -> tuple[Ints, Ints]:
-    """(token, text) of all words: the second occurrence of a word within a text is another token than the first."""
-    points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4").astype(np.int64)
-    key = np.sort((np.repeat(np.arange(len(texts)), lengths_of(texts)) << _POINT_BITS) | points)
-    is_first = np.diff(key, prepend=-1) != 0
-    occurrence = np.arange(len(key)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
-    return (occurrence << _POINT_BITS) | (key & ((1 << _POINT_BITS) - 1)), key >> _POINT_BITS
+def _fold(full: Words, width: int) -> Words:
+    """Signatures of `width` words: the exclusive or of the parts, shape [width, ...]."""
+    return np.asarray(np.bitwise_xor.reduce(full.reshape(len(full) // width, width, *full.shape[1:]), axis=0))
 
 
 class SignatureTable:
@@ -74,8 +72,7 @@ class SignatureTable:
     def __init__(self) -> None:
         self._lengths = np.empty(0, dtype=np.int64)
         self._numbers = np.empty(0, dtype=np.int64)
-        self._full = np.empty((0, _WORDS), dtype=np.uint64)
-        self._folded = np.empty(0, dtype=np.uint64)
+        self._folds = [np.empty((width, 0), dtype=np.uint64) for width in _WIDTHS]
         self._starts = np.zeros(1, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -92,27 +89,36 @@ class SignatureTable:
         order = np.argsort(lengths, kind="stable")
         self._lengths = lengths[order]
         self._numbers = np.concatenate([self._numbers, np.arange(len(self._numbers), len(lengths))])[order]
-        self._full = np.concatenate([self._full, signatures(texts)])[order]
-        self._folded = np.bitwise_xor.reduce(self._full, axis=1)
+        full = np.concatenate([self._folds[-1], signatures(texts)], axis=1)[:, order]
+        self._folds = [_fold(full, width) for width in _WIDTHS]
         longest = int(self._lengths[-1]) if len(lengths) else 0
         self._starts = np.searchsorted(self._lengths, np.arange(longest + 2))
 
-    def candidates(self, n: int, signature: NDArray[np.uint64], fewest: Ints) -> tuple[Ints, Ints]:
+    def candidates(self, n: int, signature: Words, fewest: Ints) -> tuple[Ints, Ints]:
         """(numbers, lengths) of the texts whose LCS with a text of n words may reach `fewest[n + length]`.
 
-        `fewest` is `fewest_shared` up to n + `longest`.
+        `signature` has shape [8]; `fewest` is `fewest_shared` up to the longer of 2 n and n + `longest`.
         """
         m = np.arange(self.longest + 1)
         needed = fewest[n + m]
         fits = np.flatnonzero(needed <= np.minimum(n, m))  # one run: longer texts need more, but not as much as they have
         if not len(fits):
             return self._numbers[:0], self._lengths[:0]
-        low, high = int(fits[0]), int(fits[-1])
-        apart = n + m - 2 * needed
-        allowed = np.repeat(np.minimum(apart, 255).astype(np.uint8)[low : high + 1], np.diff(self._starts[low : high + 2]))
-        begin, end = self._starts[low], self._starts[high + 1]
-        differ = np.bitwise_count(self._folded[begin:end] ^ np.bitwise_xor.reduce(signature))
-        rows = np.flatnonzero(differ <= allowed) + begin
-        differ = np.bitwise_count(np.take(self._full, rows, axis=0) ^ signature).sum(axis=1, dtype=np.uint16)
-        rows = rows[differ <= apart[self._lengths[rows]]]
+        low, high = int(fits[0]), int(fits[-1]) + 1
+        # Only words in [low, high) are asked, where n + m - 2 needed is at least 0.
+        allowed = np.repeat((n + m - 2 * needed)[low:high].astype(np.int32), np.diff(self._starts[low : high + 1]))
+        rows: slice | Ints = slice(int(self._starts[low]), int(self._starts[high]))
+        for width, fold in zip(_WIDTHS, self._folds, strict=True):
+            if width == _WIDTHS[-1] or _tells_apart(width, n, 2 * n - 2 * int(fewest[2 * n])):
+                differ = np.zeros(len(allowed), dtype=np.uint16)
+                for column, word in zip(fold, _fold(signature, width), strict=True):
+                    differ += np.bitwise_count(column[rows] ^ word)
+                left = np.flatnonzero(differ <= allowed)
+                allowed = allowed[left]
+                rows = left + rows.start if isinstance(rows, slice) else rows[left]
         return self._numbers[rows], self._lengths[rows]
+
+
+def _tells_apart(width: int, n: int, allowed: int) -> bool:
+    """Whether two unlike texts of n words can be expected to differ in more than `allowed` bits of such a signature."""
+    return 32 * width * (1 - math.exp(-4 * n / (64 * width))) > allowed

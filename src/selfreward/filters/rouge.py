@@ -23,6 +23,8 @@ _MAX_WORDS = 0x110000 - len(_SURROGATES)
 """Distinct words that a pool can tell apart: one code point each."""
 _BLOCK = 256
 """Texts compared at a time: bounds the tables of scores."""
+_FIRST_PIECE = 16
+"""Candidates that are compared with a text before more are."""
 MAX_RECENT = 512
 """Texts of the pool that wait for their signatures; they are compared with every new text."""
 
@@ -116,12 +118,17 @@ class RougePool:
         result = np.zeros(len(block), dtype=np.bool_)
         if not len(self._table):
             return result
-        fewest = fewest_shared(max(map(len, block), default=0) + self._table.longest, limit)
-        for row, (code, signature) in enumerate(zip(block, signatures(block), strict=True)):
+        longest = max(map(len, block), default=0)
+        fewest = fewest_shared(longest + max(longest, self._table.longest), limit)
+        for row, (code, signature) in enumerate(zip(block, signatures(block).T, strict=True)):
             numbers, lengths = self._table.candidates(len(code), signature, fewest)
-            if len(numbers):
-                common = _common_words([code], [self._coded[number] for number in numbers])[0]
-                result[row] = over(common, lengths + len(code), limit).any()
+            # In ever larger pieces: where many are too close, the first few tell.
+            start, size = 0, _FIRST_PIECE
+            while start < len(numbers) and not result[row]:
+                piece = slice(start, start + size)
+                common = _common_words([code], [self._coded[number] for number in numbers[piece].tolist()])[0]
+                result[row] = over(common, lengths[piece] + len(code), limit).any()
+                start, size = start + size, 4 * size
         return result
 
     def _code(self, text: str) -> str:
