@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow check seeds pretrain clean
+.PHONY: setup demo test test-slow check bench seeds pretrain clean
 
 setup: $(READY)
 
@@ -33,6 +33,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/dedupe.py
 
 seeds: $(READY)
 	$(BIN)/selfreward lab seeds --seeds $(SEEDS) --out $(RUNS)/seeds --jobs $(JOBS)

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 
 from selfreward.config import Config
 from selfreward.environment import describe_environment, open_log
-from selfreward.errors import ConfigError, CorruptArtifactError, DriftError, UsageError
-from selfreward.progress import NullProgress, Progress
+from selfreward.errors import ConfigError, UsageError
+from selfreward.progress import Advance, NullProgress, Progress
+from selfreward.reuse import PARTS, RECORD, check_finished, clear_unfinished, hash_outputs
 from selfreward.rundir import RunDir
 from selfreward.storage import (
-    TEMPORARY_PREFIX,
     arrow_schema,
     derive_seed,
     fingerprint,
@@ -65,13 +65,8 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R")
 
-RECORD = "record.json"
-PARTS = "parts"
 REJECTS = "rejects"
 UNTOLD = "replies_without_token_counts"
-WEIGHTS = ".safetensors"
-"""Files of this kind are too large to be hashed at every reuse; loading them finds a cut file."""
-_OPTIMIZER_STATE = re.compile(r"(optimizer|scheduler|rng_state)[^/]*$")
 _STAGE_KEY = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)*")
 
 
@@ -167,12 +162,12 @@ class Run:
         }
         artifact = Artifact(key, path, fingerprint(identity))
         if (path / RECORD).exists():
-            _check_finished(artifact, identity, read_json(path / RECORD))
+            check_finished(key, path, artifact.fingerprint, identity, read_json(path / RECORD))
             self.logger.info("stage reused", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
             self.num_stages["reused"] += 1
             return artifact
         self._describe()
-        _clear_unfinished(path)
+        clear_unfinished(path)
         self.logger.info("stage started", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
         record = self._work(Stage(key, path, self, artifact.fingerprint), work)
         write_json(path / RECORD, {**identity, "fingerprint": artifact.fingerprint, **record})
@@ -264,16 +259,24 @@ class Stage:
         self.num_untold += num_untold
 
     def chunks(
-        self, name: str, items: Sequence[T], size: int, work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]
+        self,
+        name: str,
+        items: Sequence[T],
+        size: int,
+        work: Callable[[Sequence[T]], Sequence[R]],
+        cls: type[R],
+        advance: Advance | None = None,
     ) -> list[R]:
         """Work through the items in chunks of `size`; each chunk's rows are committed at once and reused on restart.
 
         A committed chunk is found again by the stage's fingerprint, its place and its items, so other settings never
-        meet it. Progress counts items. Results come in the order of the items.
+        meet it. Progress counts items, in a task of its own or by the caller's `advance`. Results come in the order of
+        the items.
         """
         assert size >= 1, f"chunk size must be at least 1, got {size}"
         results: list[R] = []
-        with self.run.progress.task(f"{self.key}: {name}", len(items)) as advance:
+        own = self.run.progress.task(f"{self.key}: {name}", len(items)) if advance is None else nullcontext(advance)
+        with own as finished:
             for index, start in enumerate(range(0, len(items), size)):
                 chunk = items[start : start + size]
                 content = fingerprint([self.fingerprint, chunk])
@@ -286,7 +289,7 @@ class Stage:
                     self._commit_chunk(part, chunk, work, cls)
                 # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
                 results.extend(read_rows(part, cls))
-                advance(len(chunk))
+                finished(len(chunk))
         return results
 
     def _commit_chunk(self, part: Path, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> None:
@@ -295,28 +298,6 @@ class Stage:
         spent = {f"{name}_tokens": str(number - before[name]) for name, number in self.tokens.items()}
         spent[UNTOLD] = str(self.num_untold - untold)
         write_rows(part, rows, cls, spent)
-
-
-def hash_outputs(path: Path) -> dict[str, str]:
-    """{relative file: SHA-256} of what a stage made.
-
-    Not counted: its record, its parts, optimizer states, and stages inside its folder.
-    """
-    inner = [record.parent for record in path.rglob(RECORD) if record.parent != path]
-    files = {}
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path).as_posix()
-        skipped = (
-            not file.is_file()
-            or name == RECORD
-            or name.startswith(f"{PARTS}/")
-            or file.name.startswith(TEMPORARY_PREFIX)
-            or _OPTIMIZER_STATE.match(file.name)
-            or any(folder in file.parents for folder in inner)
-        )
-        if not skipped:
-            files[name] = hash_file(file)
-    return files
 
 
 def _check_is_run(directory: RunDir) -> None:
@@ -330,64 +311,6 @@ def _check_is_run(directory: RunDir) -> None:
         raise ConfigError(f"{root} holds files but no run (no {directory.log.name}); choose another name or run_dir")
 
 
-def _check_finished(artifact: Artifact, identity: Mapping[str, Any], record: Any) -> None:
-    """Compare a finished stage's record with what is wanted now."""
-    if not isinstance(record, dict) or not {"fingerprint", "outputs", *identity} <= record.keys():
-        raise CorruptArtifactError(f"{artifact.path / RECORD} is not a stage record; delete {artifact.path} to make it again")
-    if record["fingerprint"] != artifact.fingerprint:
-        old, new = (_flatten({name: tree[name] for name in identity}) for tree in (record, identity))
-        changes = [
-            f"{name} was {_show(old, name)}, is {_show(new, name)}"
-            for name in sorted(old.keys() | new.keys())
-            if _show(old, name) != _show(new, name)
-        ]
-        raise DriftError(
-            f"stage {artifact.key!r} is finished in {artifact.path}, but with other settings: "
-            f"{'; '.join(changes) or 'the fingerprint alone differs'}. "
-            f"Set another `name`, or delete {artifact.path} and the stages that build on it to do them again"
-        )
-    missing = [name for name in record["outputs"] if not (artifact.path / name).is_file()]
-    if missing:
-        raise CorruptArtifactError(
-            f"stage {artifact.key!r} is finished but lacks {', '.join(missing)}; delete {artifact.path} to make it again"
-        )
-    changed = [
-        name
-        for name, known in record["outputs"].items()
-        if not name.endswith(WEIGHTS) and hash_file(artifact.path / name) != known
-    ]
-    if changed:
-        raise CorruptArtifactError(
-            f"stage {artifact.key!r} is finished but {', '.join(changed)} changed since; "
-            f"delete {artifact.path} and the stages that build on it to make them again"
-        )
-
-
-def _clear_unfinished(path: Path) -> None:
-    """Remove what an interrupted attempt left, but not its committed parts, nor finished stages inside the folder."""
-    path.mkdir(parents=True, exist_ok=True)
-    for child in path.iterdir():
-        if child.name == PARTS or (child.is_dir() and any(child.rglob(RECORD))):
-            continue
-        if child.is_dir():
-            shutil.rmtree(child)
-        else:
-            child.unlink()
-
-
 def _plain(value: Any) -> Any:
     """The value as JSON would read it back."""
     return json.loads(json.dumps(value, default=to_plain, allow_nan=False))
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    flat = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
-def _show(flat: Mapping[str, Any], name: str) -> str:
-    return json.dumps(flat[name], ensure_ascii=False) if name in flat else "(absent)"

@@ -187,8 +187,12 @@ class ReplayConfig(Section):
 
 
 class ProposeConfig(Section):
-    """New prompts by self-instruct (paper section 2.2 and appendix A.1)."""
+    """New prompts by self-instruct (paper section 2.2 and appendix A.1), or from a file."""
 
+    source: Literal["self-instruct", "file"] = "self-instruct"
+    """`self-instruct`: a model writes them. `file`: each round takes the next rows of `propose.path`; no model is asked."""
+    path: str | None = None
+    """For `file`: prompts, one a line (`.txt`) or as `{"prompt": ...}` or `{"instruction": ...}` (`.jsonl`); `.gz` too."""
     model: str = POLICY
     """`policy`, a local model folder, `endpoint:NAME`, or `scripted:NAME`."""
     template: str = "self_instruct"
@@ -197,7 +201,7 @@ class ProposeConfig(Section):
     num_prompts: int = Field(default=1000, ge=1)
     """Accepted new prompts a round (not reported in the paper)."""
     max_attempts: int = Field(default=20000, ge=1)
-    """Stop asking after this many proposals and go on with what was accepted."""
+    """Stop after this many proposals (rows of the file) and go on with what was accepted."""
     num_seed_shots: int = Field(default=6, ge=1)
     """Demonstrations from the IFT prompts."""
     num_generated_shots: int = Field(default=2, ge=0)
@@ -219,6 +223,12 @@ class ProposeConfig(Section):
         "map", "maps", "draw", "plot", "go to",
     )  # fmt: skip
     """Words for what a text model cannot see or do; a proposal that holds one is rejected."""
+    unsafe_words_file: str | None = None
+    """A text file of words and phrases that no proposal may hold, one a line; lines that begin with `#` are comments."""
+    ascii_start: bool = True
+    """Reject a proposal that begins with a non-ASCII character (the paper's rule); set false for other scripts."""
+    lang: str | None = None
+    """Two- or three-letter code (`en`): reject a proposal that is clearly in another language. None lets all pass."""
 
     @model_validator(mode="after")
     def _filters_let_something_pass(self) -> "ProposeConfig":
@@ -226,6 +236,14 @@ class ProposeConfig(Section):
             raise ValueError(f"min_words={self.min_words} is above max_words={self.max_words}: no proposal fits; change either")
         if not all(word.strip() for word in self.banned_words):
             raise ValueError("banned_words holds an empty text; remove it")
+        if self.source == "file" and not self.path:
+            raise ValueError("propose.source=file needs propose.path")
+        if self.source == "file" and self.model != POLICY:
+            raise ValueError(f"propose.model={self.model!r} is not asked with propose.source=file; remove one of them")
+        if self.source != "file" and self.path is not None:
+            raise ValueError(
+                f"propose.path={self.path!r} is not read with propose.source={self.source}; set propose.source=file"
+            )
         return self
 
 

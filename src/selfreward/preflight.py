@@ -10,8 +10,10 @@ from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, folder_problem, h
 from selfreward.engines.openai import need_package, read_key
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError, DataError, ModelError
+from selfreward.filters import check_language, read_unsafe_words
 from selfreward.rubrics import Kind, Rubric, load_rubric
 from selfreward.sources import read_source
+from selfreward.stages._prompt_file import count_prompts
 from selfreward.stages.seed import located_sources
 
 FIRST_ROWS = 20
@@ -34,6 +36,7 @@ def check_config(config: Config) -> list[str]:
     lines.append(_check_model(config, "model.path", config.model.path))
     lines += _check_role(config, "judge", config.judge, load_rubric(config.judge.rubric, "pointwise"))
     lines += _check_role(config, "propose", config.propose, proposer)
+    lines += _check_filters(config)
     lines += check_seed(config)
     return lines
 
@@ -46,6 +49,19 @@ def _check_rubrics(config: Config) -> list[str]:
     if config.eval.head_to_head == POLICY:
         wanted.append(("eval.pairwise_rubric", config.eval.pairwise_rubric, "pairwise"))
     return [_describe(setting, load_rubric(name, kind)) for setting, name, kind in wanted]
+
+
+def _check_filters(config: Config) -> list[str]:
+    """What the filters of new prompts read, and a user's own prompts."""
+    propose, lines = config.propose, []
+    if propose.source == "file":
+        lines.append(f"propose.path: {count_prompts(propose.path or ''):,} prompts in {propose.path}")
+    if propose.unsafe_words_file is not None:
+        lines.append(f"propose.unsafe_words_file: {len(read_unsafe_words(propose.unsafe_words_file)):,} words and phrases")
+    if propose.lang is not None:
+        check_language(propose.lang)
+        lines.append(f"propose.lang: {propose.lang}")
+    return lines
 
 
 def _describe(setting: str, rubric: Rubric) -> str:

@@ -18,7 +18,9 @@ A rubric file is Markdown with a YAML header:
 
 Filling is one pass: what is filled in is data and never expanded. Where data holds a tag that the body closes, such as
 `</response>`, a backslash is put behind its `<` (`<\\/response>`, `<\\response>`), so that data cannot end or open a tag
-and a reader of the log still sees what was written.
+and a reader of the log still sees what was written. In demonstrations the same is done to the stop strings and to what
+parts two demonstrations (`#\\##`); where that is white space alone, one blank takes its place.
+A proposal is read up to the first stop string, whether or not the engine stopped there: what a reply runs on with is cut.
 """
 
 import hashlib
@@ -122,7 +124,7 @@ class Rubric:
 
     def fill_demonstrations(self, prompts: Sequence[str]) -> str:
         """A propose template's body with these prompts as demonstrations, each in the header's `demonstration` form."""
-        shown = [_substitute(self.demonstration, {"prompt": self._harmless(prompt)}) for prompt in prompts]
+        shown = [_substitute(self.demonstration, {"prompt": self._harmless_demonstration(prompt)}) for prompt in prompts]
         return self.fill(demonstrations=self.separator.join(shown))
 
     def find_verdict(self, text: str) -> Found | None:
@@ -133,9 +135,14 @@ class Rubric:
         return self._found(last) if last else None
 
     def read_proposal(self, text: str) -> str:
-        """The task in a reply to a propose template: the first match's verdict; '' where there is none."""
-        match = self._regex.search(text)
+        """The task in a reply to a propose template: the first match's verdict before any stop string; '' for none."""
+        ends = [place for stop in self.stop if (place := text.find(stop)) >= 0]
+        match = self._regex.search(text[: min(ends)] if ends else text)
         return self._found(match).said if match else ""
+
+    def is_closed(self, text: str) -> bool:
+        """Whether a reply holds a stop string: what comes before it is whole, however the reply ended."""
+        return any(stop in text for stop in self.stop)
 
     def _found(self, match: re.Match[str]) -> Found:
         groups = match.groupdict()
@@ -153,6 +160,23 @@ class Rubric:
 
     def _harmless(self, value: str) -> str:
         return self._tags.sub(r"<\\", value) if self._tags else value
+
+    @cached_property
+    def _delimiters(self) -> tuple[str, ...]:
+        """What ends a demonstration in a propose template; white space between demonstrations that have tags does not."""
+        parted_by_tags = bool(_CLOSING_TAG.search(self.demonstration))
+        separator = self.separator.strip() or ("" if parted_by_tags else self.separator)
+        return tuple(dict.fromkeys(text for text in (*self.stop, separator) if text))
+
+    def _harmless_demonstration(self, value: str) -> str:
+        value = self._harmless(value)
+        for blank in (text for text in self._delimiters if not text.strip()):
+            value = re.sub(rf"\s*{re.escape(blank)}\s*", " ", value)
+        for mark in (text for text in self._delimiters if text.strip()):
+            # Each place where it begins, also inside another one: `####` holds `###` twice.
+            broken = r"\1\\" if len(mark) > 1 else r"\\\1"
+            value = re.sub(rf"(?={re.escape(mark)})(.)", broken, value, flags=re.DOTALL)
+        return value
 
 
 def load_rubric(name_or_path: str, kind: Kind) -> Rubric:

@@ -1,28 +1,35 @@
-"""New prompts by self-instruct (paper section 2.2, appendix A.1): 8 demonstrations -> one new task, filtered.
+"""New prompts for a round, filtered: by self-instruct (paper section 2.2, appendix A.1), or from a user's file.
 
-In: IFT prompts, the prompts of earlier rounds, the proposer. Out: prompts.parquet. Proposals are asked for in batches
-until `propose.num_prompts` are accepted or `propose.max_attempts` were asked. The order of the checks is the order
-of the reasons: `prompt_too_long` (the demonstrations fill the context), `content_filter` (the proposer's server
-withheld the reply), `truncated`, those of `filters.refuse`, `heldout`,
-`copied` (one of its own demonstrations), `duplicate` (known already), `rouge_l` (too close to a known prompt), `surplus`.
+In: IFT prompts, the prompts of earlier rounds, and who writes new ones: a model that is shown 8 demonstrations and
+asked for one new task, or the next rows of `propose.path`. Out: prompts.parquet. Proposals are looked at in batches
+until `propose.num_prompts` are accepted, `propose.max_attempts` were looked at, or the file has no more rows; the
+record's `stopped_by` says which. The order of the checks is the order of the reasons: `prompt_too_long` (the
+demonstrations fill the context), `content_filter` (the proposer's server withheld the reply), `truncated`, those of
+`filters.refuse`, `heldout`, `copied` (one of its own demonstrations), `duplicate` (known already), `rouge_l` (too close
+to a known prompt), `surplus`.
 """
 
 import json
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
 
-from selfreward.artifacts import Artifact, Run, Stage, read_rows
+from selfreward.artifacts import REJECTS, Artifact, Run, Stage, fingerprint, hash_file, read_rows
 from selfreward.config import ProposeConfig
 from selfreward.engines import open_engine
 from selfreward.engines.asking import collect, refuse_engine_failure
 from selfreward.errors import DataError
-from selfreward.filters import RougePool, normalise, refuse
+from selfreward.filters import RougePool, normalise, read_unsafe_words, refuse
 from selfreward.judging import propose_prompt
+from selfreward.progress import Advance
 from selfreward.rubrics import Rubric, load_rubric
+from selfreward.stages._prompt_file import PromptRow, read_prompt_file
 from selfreward.stages._roles import cast_role, model_name
 from selfreward.types import Counts, Demonstration, Drop, Generation, Prompt, RankedSet, Request, Sampling
 
@@ -33,42 +40,104 @@ MIN_BATCH = 16
 Ask = Callable[[Sequence[Request]], list[Generation]]
 
 
+StoppedBy = Literal["num_prompts", "max_attempts", "pool_exhausted"]
+"""Why a collection ended."""
+_ROW_PREFIX = "file-"
+"""A prompt from the file has the id `file-LINE`: later rounds go on behind it."""
+_SAMPLING_FIELDS = {"template", "num_seed_shots", "num_generated_shots", "temperature", "top_p", "max_tokens"}
+"""Settings that decide nothing where no model is asked."""
+
+
 def run(run: Run, t: int, model: Artifact, seed: Artifact, previous: Sequence[Artifact]) -> Artifact:
     """Collect the round's new prompts; `previous` are the prompts of the rounds before.
 
     Raises DataError when not one proposal is accepted and the run needs pairs (`pair.min_pairs`).
     """
-    config = run.config
-    template = load_rubric(config.propose.template, "propose")
-    player = cast_role(config.propose.model, model, config)
+    key = f"round-{t}/prompts"
+    inputs = {"seed": seed, **{artifact.key: artifact for artifact in previous}}
+    if run.config.propose.source == "file":
+        return run.stage(key, _file_sections(run.config.propose), inputs, partial(_read, seed, previous))
+    template = load_rubric(run.config.propose.template, "propose")
+    player = cast_role(run.config.propose.model, model, run.config)
     sections = {
-        "propose": config.propose.model_dump(mode="json", exclude={"model"}),
+        "propose": _filter_section(run.config.propose, {"model"}),
         "template": template.content_hash,
         "player": player.section,
     }
-    inputs = {"seed": seed, **{artifact.key: artifact for artifact in previous}, **player.inputs}
 
     def work(stage: Stage) -> Counts:
         stage.roles = {"policy": model_name(model), "proposer": player.label}
-        heldout = [item.text for item in read_rows(seed.path / "prompts_heldout.parquet", Prompt)]
-        heldout += [item.prompt for item in read_rows(seed.path / "ranked_heldout.parquet", RankedSet)]
-        earlier = [item for artifact in previous for item in read_rows(artifact.path / "prompts.parquet", Prompt)]
-        collector = Collector(
-            config=config.propose,
-            template=template,
-            prefix=f"round-{t}",
-            derive_seed=stage.seed,
-            seeds=[item.prompt for item in read_rows(seed.path / "ift.parquet", Demonstration)],
-            earlier=[item.text for item in earlier],
-            heldout=frozenset(map(normalise, heldout)),
-        )
-        with open_engine(player.model, config) as engine:
-            collector.collect(
-                lambda requests: stage.chunks("proposals", requests, len(requests), partial(collect, stage, engine), Generation)
-            )
-        return _store(stage, collector)
+        collector = _open_collector(stage, template, f"round-{t}", seed, previous)
+        with (
+            open_engine(player.model, stage.config) as engine,
+            stage.run.progress.task(f"{stage.key}: accepted", stage.config.propose.num_prompts) as advance,
+        ):
 
-    return run.stage(f"round-{t}/prompts", sections, inputs, work)
+            def ask(requests: Sequence[Request]) -> list[Generation]:
+                work = partial(collect, stage, engine)
+                return stage.chunks("proposals", requests, len(requests), work, Generation, advance=lambda count: None)
+
+            collector.collect(ask, advance)
+        shots = {"template": template.name, "num_shots": len(collector.demonstrations("example"))}
+        return _store(stage, collector, shots)
+
+    return run.stage(key, sections, {**inputs, **player.inputs}, work)
+
+
+def _read(seed: Artifact, previous: Sequence[Artifact], stage: Stage) -> Counts:
+    """The file's next rows: behind those that earlier rounds looked at, whether they accepted them or not."""
+    config = stage.config.propose
+    path = config.path or ""
+    seen = [item.id for artifact in previous for item in read_rows(artifact.path / "prompts.parquet", Prompt)]
+    seen += [item.id for artifact in previous for item in read_rows(artifact.path / f"{REJECTS}.parquet", Drop)]
+    after = max((int(name.removeprefix(_ROW_PREFIX)) for name in seen), default=0)
+    stage.roles = {"proposer": f"file {Path(path).name}"}
+    template = load_rubric(config.template, "propose")
+    collector = _open_collector(stage, template, _ROW_PREFIX, seed, previous)
+    with stage.run.progress.task(f"{stage.key}: accepted", config.num_prompts) as advance:
+        collector.collect_rows(read_prompt_file(path, after), advance)
+    return _store(stage, collector, {"path": path, "after_line": after})
+
+
+def _filter_section(config: ProposeConfig, exclude: set[str]) -> dict[str, Any]:
+    """Settings that decide which proposals are accepted; files by their content."""
+    section = config.model_dump(mode="json", exclude={*exclude, "path", "unsafe_words_file"})
+    words = config.unsafe_words_file and fingerprint(read_unsafe_words(config.unsafe_words_file))
+    return {**section, "unsafe_words": words}
+
+
+def _file_sections(config: ProposeConfig) -> dict[str, Any]:
+    read_prompt_file(config.path or "")
+    return {
+        "propose": _filter_section(config, {"model", *_SAMPLING_FIELDS}),
+        "pool": hash_file(Path(config.path or "").expanduser()),
+    }
+
+
+def _open_collector(stage: Stage, template: Rubric, prefix: str, seed: Artifact, previous: Sequence[Artifact]) -> "Collector":
+    heldout = [item.text for item in read_rows(seed.path / "prompts_heldout.parquet", Prompt)]
+    heldout += [item.prompt for item in read_rows(seed.path / "ranked_heldout.parquet", RankedSet)]
+    earlier = [item for artifact in previous for item in read_rows(artifact.path / "prompts.parquet", Prompt)]
+    return Collector(
+        config=stage.config.propose,
+        template=template,
+        prefix=prefix,
+        derive_seed=stage.seed,
+        seeds=[item.prompt for item in read_rows(seed.path / "ift.parquet", Demonstration)],
+        earlier=[item.text for item in earlier],
+        heldout=frozenset(map(normalise, heldout)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A prompt that someone proposed. `said` is the whole reply or row; `failure` is the reason where there is no prompt
+    to look at; `demonstrations` are what the proposer was shown."""
+
+    prompt: Prompt
+    said: str
+    failure: str | None = None
+    demonstrations: Sequence[str] = ()
 
 
 @dataclass
@@ -85,19 +154,45 @@ class Collector:
     accepted: list[Prompt] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
     num_asked: int = 0
+    is_exhausted: bool = False
 
     def __post_init__(self) -> None:
         self._known = {normalise(text) for text in (*self.seeds, *self.earlier)}
         self._pool = RougePool((*self.seeds, *self.earlier))
 
-    def collect(self, ask: Ask) -> None:
-        """Ask and filter until there are enough prompts or no attempts left."""
+    def collect(self, ask: Ask, advance: Advance = lambda count: None) -> None:
+        """Ask and filter until there are enough prompts or no attempts left; `advance` counts accepted prompts."""
         while self.missing and self.num_asked < self.config.max_attempts:
             size = min(self._batch_size(), self.config.max_attempts - self.num_asked)
             shown = [self.demonstrations(f"{self.prefix}-{self.num_asked + index}") for index in range(size)]
             replies = ask([self._request(f"{self.prefix}-{self.num_asked + i}", texts) for i, texts in enumerate(shown)])
             self.num_asked += size
-            self._take(shown, [refuse_engine_failure(reply) for reply in replies])
+            replies = [refuse_engine_failure(reply) for reply in replies]
+            advance(self._take([self._read(reply, texts) for reply, texts in zip(replies, shown, strict=True)]))
+
+    def collect_rows(self, rows: Iterable[PromptRow], advance: Advance = lambda count: None) -> None:
+        """Filter rows of a file until there are enough prompts, no attempts or no rows left.
+
+        Never more rows at a time than prompts are missing, so that none is used up as surplus.
+        """
+        rows = iter(rows)
+        while self.missing and self.num_asked < self.config.max_attempts:
+            size = min(self.missing, MAX_BATCH, self.config.max_attempts - self.num_asked)
+            batch = list(islice(rows, size))
+            if not batch:
+                self.is_exhausted = True
+                return
+            self.num_asked += len(batch)
+            advance(
+                self._take([Proposal(Prompt(f"{self.prefix}{row.line}", row.text.strip(), "file"), row.text) for row in batch])
+            )
+
+    @property
+    def stopped_by(self) -> StoppedBy:
+        """Why the collection ended."""
+        if not self.missing:
+            return "num_prompts"
+        return "pool_exhausted" if self.is_exhausted else "max_attempts"
 
     def _batch_size(self) -> int:
         """About as many proposals as the missing prompts need, going by the share accepted so far (at first: half)."""
@@ -123,65 +218,88 @@ class Collector:
         sampling = Sampling(self.config.max_tokens, self.config.temperature, self.config.top_p, stop=self.template.stop)
         return Request(proposal_id, propose_prompt(self.template, shown), sampling, self.derive_seed(proposal_id))
 
-    def _take(self, shown: Sequence[Sequence[str]], replies: Sequence[Generation]) -> None:
-        """Filter one batch: first each proposal alone, then by likeness to what is known."""
-        fresh: list[tuple[Prompt, str]] = []
+    def _read(self, reply: Generation, shown: Sequence[str]) -> Proposal:
+        """The task in a reply, or why there is none."""
+        failure = None
+        if reply.finish_reason == "error":
+            failure = "prompt_too_long" if reply.error == "too_long" else reply.error
+        elif reply.finish_reason == "length" and not self.template.is_closed(reply.text):
+            failure = "truncated"
+        text = self.template.read_proposal(reply.text)
+        return Proposal(Prompt(reply.request_id, text, "self_instruct"), reply.text, failure, shown)
+
+    def _take(self, proposals: Sequence[Proposal]) -> int:
+        """Filter one batch, first each proposal alone, then by likeness to what is known; how many were accepted."""
+        fresh: list[Proposal] = []
         in_batch: set[str] = set()
-        for demonstrations, reply in zip(shown, replies, strict=True):
-            text = self.template.read_proposal(reply.text)
-            reason = self._reason(reply, text, demonstrations)
-            if reason is None and normalise(text) in in_batch:
+        before = len(self.accepted)
+        for proposal in proposals:
+            key = normalise(proposal.prompt.text)
+            reason = self._reason(proposal, key)
+            if reason is None and key in in_batch:
                 reason = "duplicate"
             if reason is None:
-                in_batch.add(normalise(text))
-                fresh.append((Prompt(reply.request_id, text, "self_instruct"), reply.text))
+                in_batch.add(key)
+                fresh.append(proposal)
             else:
-                self._drop(reply.request_id, reason, reply.text)
-        far = self._pool.admit([prompt.text for prompt, _ in fresh], self.config.max_rouge_l)
-        for (prompt, reply_text), is_far in zip(fresh, far, strict=True):
+                self._drop(proposal, reason)
+        far = self._pool.admit([proposal.prompt.text for proposal in fresh], self.config.max_rouge_l)
+        for proposal, is_far in zip(fresh, far, strict=True):
             if not is_far:
-                self._drop(prompt.id, "rouge_l", reply_text)
+                self._drop(proposal, "rouge_l")
             elif not self.missing:
-                self._drop(prompt.id, "surplus", reply_text)
+                self._drop(proposal, "surplus")
             else:
-                self.accepted.append(prompt)
-                self._known.add(normalise(prompt.text))
+                self.accepted.append(proposal.prompt)
+                self._known.add(normalise(proposal.prompt.text))
+        return len(self.accepted) - before
 
-    def _reason(self, reply: Generation, text: str, demonstrations: Sequence[str]) -> str | None:
+    def _reason(self, proposal: Proposal, key: str) -> str | None:
         """Why a proposal is refused before its likeness is looked at, or None."""
-        if reply.finish_reason == "error":
-            return "prompt_too_long" if reply.error == "too_long" else reply.error
-        if reply.finish_reason == "length":
-            return "truncated"
-        key = normalise(text)
-        reason = refuse(text, self.config)
+        reason = proposal.failure or refuse(proposal.prompt.text, self.config)
         if reason is None and key in self.heldout:
             reason = "heldout"
-        if reason is None and key in set(map(normalise, demonstrations)):
+        if reason is None and key in set(map(normalise, proposal.demonstrations)):
             reason = "copied"
         if reason is None and key in self._known:
             reason = "duplicate"
         return reason
 
-    def _drop(self, proposal_id: str, reason: str, reply_text: str) -> None:
-        self.drops.append(Drop(proposal_id, reason, json.dumps(reply_text, ensure_ascii=False)))
+    def _drop(self, proposal: Proposal, reason: str) -> None:
+        self.drops.append(Drop(proposal.prompt.id, reason, json.dumps(proposal.said, ensure_ascii=False)))
 
 
-def _store(stage: Stage, collector: Collector) -> Counts:
+def _store(stage: Stage, collector: Collector, notes: Mapping[str, Any]) -> Counts:
     reasons = Counter(drop.reason for drop in collector.drops)
     if not collector.accepted and stage.config.pair.min_pairs:
-        raise DataError(
-            f"{stage.key}: none of {collector.num_asked} proposals was accepted, refused: {dict(reasons.most_common())}; see "
-            "propose.* (template, max_tokens, max_rouge_l, max_attempts), or set pair.min_pairs=0 to go on without pairs"
-        )
+        raise DataError(_none_accepted(stage, collector, reasons))
     assert not collector.heldout & {normalise(prompt.text) for prompt in collector.accepted}, "held-out prompt accepted"
     stage.write_rows("prompts", collector.accepted, Prompt)
     stage.reject(collector.drops)
     stage.notes |= {
-        "template": collector.template.name,
+        "source": collector.config.source,
         "num_attempts": collector.num_asked,
         "acceptance_rate": len(collector.accepted) / max(collector.num_asked, 1),
-        "stopped_by": "max_attempts" if collector.missing else "num_prompts",
-        "num_shots": len(collector.demonstrations("example")),
+        "stopped_by": collector.stopped_by,
+        **notes,
     }
+    if collector.missing:
+        said = {"accepted": len(collector.accepted), "asked": collector.num_asked, "stopped_by": collector.stopped_by}
+        stage.logger.warning("fewer prompts than propose.num_prompts", extra={"data": {"stage": stage.key, **said}})
     return Counts(collector.num_asked, len(collector.accepted), reasons)
+
+
+def _none_accepted(stage: Stage, collector: Collector, reasons: Counter[str]) -> str:
+    escape = "or set pair.min_pairs=0 to go on without pairs"
+    if stage.config.propose.source == "self-instruct":
+        return (
+            f"{stage.key}: none of {collector.num_asked} proposals was accepted, refused: {dict(reasons.most_common())}; see "
+            f"propose.* (template, max_tokens, max_rouge_l, max_attempts), {escape}"
+        )
+    what = f"{stage.key}: propose.path={stage.config.propose.path!r}"
+    if not collector.num_asked:
+        return f"{what} has no rows left after the earlier rounds; add rows, lower propose.num_prompts or num_rounds, {escape}"
+    return (
+        f"{what}: none of {collector.num_asked} rows was accepted, refused: {dict(reasons.most_common())}; see propose.* "
+        f"(max_rouge_l, min_words, max_words, banned_words, max_attempts), {escape}"
+    )
