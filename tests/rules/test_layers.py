@@ -21,6 +21,7 @@ LAYERS = {
 
 SAME_LAYER = {
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
+    ("sources", "filters"): "limits on lengths count words as the filters do",
     ("training", "engines"): "both load a model folder; engines.loading does it",
     ("engines", "lab"): "model.path=lab names the embedded model's folder",
     ("cli", "experiments"): "a command runs it",
