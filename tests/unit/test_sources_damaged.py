@@ -10,6 +10,7 @@ import pytest
 from source_files import lines, read, write_parquet, zstd
 
 from selfreward.errors import ConfigError, DataError
+from selfreward.sources.places import one_split
 
 GOOD = {"prompt": "p", "completion": "c"}
 MANY = lines([GOOD | {"id": i, "completion": f"{i * 7919}" * 40} for i in range(2000)])
@@ -178,9 +179,21 @@ def test_places_that_hold_nothing(tmp_path: Path) -> None:
 
 
 def test_a_data_set_of_the_hub_without_network() -> None:
-    with pytest.raises(DataError, match=r"data set 'no-such-owner/no-such-data' cannot be loaded from the hub: ") as caught:
+    with pytest.raises(
+        DataError, match=r"data set 'no-such-owner/no-such-data' cannot be read from the hub after row 0: "
+    ) as caught:
         read(Path("no-such-owner/no-such-data"), allow_download=True)
     assert "\n" not in str(caught.value)
+
+
+def test_splits_of_a_data_set() -> None:
+    import datasets
+
+    stream = datasets.Dataset.from_list([GOOD]).to_iterable_dataset()
+    assert list(one_split("n", stream)) == [GOOD]
+    assert list(one_split("n", datasets.IterableDatasetDict({"train": stream}))) == [GOOD]
+    with pytest.raises(DataError, match=r"'n' has the splits \['test', 'train'\]; set the source's `path` to n:SPLIT$"):
+        one_split("n", datasets.IterableDatasetDict({"train": stream, "test": stream}))
 
 
 def test_folders_of_mixed_or_damaged_files(tmp_path: Path) -> None:
@@ -205,7 +218,7 @@ def test_saved_folders_that_cannot_be_read(tmp_path: Path) -> None:
         read(tmp_path / "splits")
     assert len(read(tmp_path / "splits" / "train")[1]) == 1
     next((tmp_path / "splits" / "train").glob("*.arrow")).write_bytes(b"short")
-    with pytest.raises(DataError, match=r"train cannot be read as a saved data set: ") as caught:
+    with pytest.raises(DataError, match=r"train cannot be read as a saved data set after row 0: ") as caught:
         read(tmp_path / "splits" / "train")
     assert "\n" not in str(caught.value)
 

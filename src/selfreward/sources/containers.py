@@ -177,7 +177,8 @@ class _Text:
                     problem = f"row {number} of the JSON array is broken or cut off: {_one_line(error)}"
                     raise DataError(f"{self._path}: {problem}") from error
             else:
-                if end < len(self._text) or self._ended:  # A number at the window's edge may go on.
+                # A bare number may go on behind the window's edge.
+                if isinstance(value, dict) or self._ended or self._text[end : end + 1] in tuple(",]" + _BLANK):
                     self._at = end
                     return value
             if len(self._text) - self._at > MAX_ROW:

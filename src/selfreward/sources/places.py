@@ -1,10 +1,10 @@
 """Where a source lies -> its containers: a file, a folder of files, a folder saved by `datasets`, a hub id."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from selfreward.config import SourceConfig
 from selfreward.errors import DataError
@@ -100,14 +100,12 @@ def _parquet(path: Path) -> Iterator[Row | BadRow]:
 
 
 def _saved(folder: Path) -> Iterator[Row | BadRow]:
-    import datasets
-    import pyarrow
+    def load() -> Iterable[Mapping[str, Any]]:
+        import datasets
 
-    try:
-        saved = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-        raise DataError(f"{folder} cannot be read as a saved data set: {' '.join(str(error).split())}") from error
-    yield from _numbered(str(folder), saved)
+        return cast(Iterable[Mapping[str, Any]], datasets.load_from_disk(str(folder)))
+
+    yield from _numbered(str(folder), f"{folder} cannot be read as a saved data set", load)
 
 
 def _hub_rows(path: str) -> Rows:
@@ -116,21 +114,30 @@ def _hub_rows(path: str) -> Rows:
         raise DataError(f"seed source {path!r} does not exist, and is no hub id (owner/name or owner/name:split)")
     name, split = found["name"], found["split"]
 
-    def rows() -> Iterator[Row | BadRow]:
+    def load() -> Iterable[Mapping[str, Any]]:
         import datasets
 
-        try:
-            data = datasets.load_dataset(name, split=split, streaming=True)
-        except Exception as error:  # The hub client raises errors of many libraries.
-            problem = " ".join(str(error).split())
-            raise DataError(f"data set {name!r} cannot be loaded from the hub: {problem}") from error
-        if isinstance(data, Mapping) and len(data) > 1:
-            raise DataError(f"data set {name!r} has the splits {sorted(data)}; set the source's `path` to {name}:SPLIT")
-        yield from _numbered(path, next(iter(data.values())) if isinstance(data, Mapping) else data)
+        return one_split(name, datasets.load_dataset(name, split=split, streaming=True))
 
-    return rows
+    return lambda: _numbered(path, f"data set {name!r} cannot be read from the hub", load)
 
 
-def _numbered(name: str, values: Iterable[Mapping[str, Any]]) -> Iterator[Row | BadRow]:
-    for number, value in enumerate(values, start=1):
-        yield Row(name, number, value, unit="row")
+def one_split(name: str, data: Any) -> Iterable[Mapping[str, Any]]:
+    """The data set itself, or the only split that it has. Raises DataError naming the splits when there are several."""
+    if not isinstance(data, Mapping):
+        return cast(Iterable[Mapping[str, Any]], data)
+    if len(data) != 1:
+        raise DataError(f"data set {name!r} has the splits {sorted(data)}; set the source's `path` to {name}:SPLIT")
+    return cast(Iterable[Mapping[str, Any]], next(iter(data.values())))
+
+
+def _numbered(name: str, problem: str, load: Callable[[], Iterable[Mapping[str, Any]]]) -> Iterator[Row | BadRow]:
+    """Rows of a data set. Whatever the data set's library raises, and there are many kinds, becomes a DataError."""
+    number = 0
+    try:
+        for number, value in enumerate(load(), start=1):
+            yield Row(name, number, value, unit="row")
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{problem} after row {number}: {' '.join(str(error).split())}") from error
