@@ -144,7 +144,7 @@ def lab_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     start: Annotated[Path | None, typer.Option("--from", help="A model of the first phase, to run the later ones on.")] = None,
     scale: Annotated[float, typer.Option(help="Share of the recipe's tokens, for a quick try.")] = 1.0,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Pretrain the embedded model M0 from its raw corpus."""
     import dataclasses

@@ -25,7 +25,6 @@ SAME_LAYER = {
     ("config", "endpoints"): "a section of the tree in a file of its own; config is as long as a file may be",
     ("reuse", "storage"): "it hashes files",
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
-    ("sources", "filters"): "limits on lengths count words as the filters do",
     ("training", "engines"): "both load a model folder; engines.loading does it",
     ("sources", "filters"): "both count words; filters says what a word is",
     ("engines", "lab"): "model.path=lab names the embedded model's folder",
