@@ -131,4 +131,6 @@ def test_a_seed_file_is_read_before_a_model_loads(
 
 
 def test_the_microworld_is_named(make_config: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"^seed\.sources\[0\]\.lang='eng' is not known; known are .*\ben\b"):
+        check_config(make_config(seed={"sources": [{"path": str(tmp_path / "seeds.jsonl"), "lang": "eng"}]}))
     assert "seed.sources[0]: the micro-world, held-out set 'dev'" in check_config(make_config(seed={"heldout": "dev"}))
