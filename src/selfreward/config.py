@@ -61,7 +61,7 @@ class EngineConfig(Section):
 class SeedConfig(Section):
     """The human seed data: IFT pairs, EFT targets, held-out prompts and ranked sets."""
 
-    sources: tuple[SourceConfig, ...] = Field(default=(SourceConfig(format="lab"),), min_length=1)
+    sources: tuple[SourceConfig, ...] = (SourceConfig(format="lab"),)
     """Where the data comes from, read in this order; `lab` is the micro-world."""
     path: str | None = None
     """The path of every source that has none of its own."""
@@ -82,6 +82,9 @@ class SeedConfig(Section):
 
     @model_validator(mode="after")
     def _sources_have_paths(self) -> "SeedConfig":
+        # Not a bound of the field: where a source is wrong, that would say that there is none.
+        if not self.sources:
+            raise ValueError("sources must hold one source at least, such as [{format: lab}]")
         open_ones = [source for source in self.sources if source.format != "lab" and not source.path]
         if open_ones and not self.path:
             raise ValueError(f"a source of format {open_ones[0].format} needs a path; set its path, or seed.path")

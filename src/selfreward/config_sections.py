@@ -22,7 +22,8 @@ class SourceConfig(Section):
     split: Literal["auto", "train", "heldout"] = "auto"
     """Where the rows may go; `auto` lets the seed stage hold out a part. A seed folder's files have splits of their own."""
     lang: str | None = Field(default=None, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]+)*$")
-    """Keep this language only, such as `en`: by the row's own `lang` field, else recognised from the prompt."""
+    """Keep this language only, such as `en`, whatever its region: by the row's own `lang` field, else unless its prompt is
+    clearly in another one."""
     min_response_words: int | None = Field(default=None, ge=1)
     """Responses with fewer words are left out."""
     max_response_words: int | None = Field(default=None, ge=1)

@@ -64,8 +64,11 @@ def test_the_wanted_language_need_not_be_english() -> None:
 
 def test_an_unknown_language_code_is_named() -> None:
     with pytest.raises(ConfigError, match=r"propose\.lang='english' is not known; known are .*\ben\b"):
-        check_language("english")
-    check_language("en")
+        check_language("english", "propose.lang")
+    with pytest.raises(ConfigError, match=r"^seed\.sources\[1\]\.lang='eng' is not known"):
+        check_language("eng", "seed.sources[1].lang")
+    for tag in ("en", "EN", "en-US", "pt_BR"):
+        check_language(tag, "propose.lang")
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is not here")

@@ -43,7 +43,7 @@ def refuse(text: str, config: ProposeConfig) -> str | None:
         return "banned_word"
     if config.unsafe_words_file is not None and _unsafe_pattern(config.unsafe_words_file).search(_plain(text)):
         return "unsafe"
-    if config.lang is not None and is_foreign(text, config.lang):
+    if config.lang is not None and is_foreign(text, config.lang, "propose.lang"):
         return "language"
     return None
 

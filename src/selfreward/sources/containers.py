@@ -1,7 +1,7 @@
 """Files of text -> rows: JSON lines, a JSON array, a JSON object with one list, CSV, TSV; plain, gzip or zstd.
 
 What a file is, its content tells. All but the JSON object are streamed: memory holds one row at a time. Nothing is ever
-unpickled. A line that is not a JSON object is a bad row; damage that hides where the next row begins (a file cut off,
+unpickled. A line that is not a JSON object in UTF-8 is a bad row; damage that hides where the next row begins (a file cut off,
 another encoding, broken syntax in a JSON array or a CSV) is a DataError.
 """
 
@@ -63,7 +63,7 @@ def text_rows(path: Path, is_row: IsRow) -> Rows:
 
 def _first_piece(path: Path, file: BinaryIO) -> bytes:
     """The first line that is not blank, or its beginning when it is long, without blanks before it."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
     is_first = True
     while piece := file.readline(_CHUNK):
         if is_first:
@@ -76,7 +76,8 @@ def _first_piece(path: Path, file: BinaryIO) -> bytes:
 
 def _begins_with_a_line(first: bytes, file: BinaryIO, is_row: IsRow) -> bool:
     """Whether JSON lines begin here: an object on one line, with something below or with the fields of a row."""
-    value = _object(first if first.endswith(b"\n") else first + file.readline(MAX_ROW))
+    line = first if first.endswith(b"\n") else first + file.readline(MAX_ROW)
+    value = _object(line.decode(errors="replace"))  # a bad byte in it is a bad row, when its turn comes
     return value is not None and (is_row(value) or any(text.strip() for text in iter(lambda: file.readline(_CHUNK), b"")))
 
 
@@ -100,9 +101,18 @@ def _raw_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
 def _lines(path: Path) -> Iterator[Row | BadRow]:
     with reading(path), open_bytes(path) as file:
         for number, line in enumerate(_raw_lines(path, file), start=1):
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                yield BadRow(number, _not_utf8(path, number, error), excerpt(line.decode(errors="backslashreplace").strip()))
+                continue
             if text:
                 yield _line(path, number, text)
+
+
+def _not_utf8(path: Path, number: int, error: UnicodeDecodeError) -> DataError:
+    byte = f"byte 0x{error.object[error.start]:02x}: {error.reason}"
+    return DataError(f"{path} line {number}: not text in UTF-8 ({byte}); convert the file to UTF-8")
 
 
 def _line(path: Path, number: int, text: str) -> Row | BadRow:
@@ -248,7 +258,7 @@ def _table(path: Path, delimiter: str) -> Iterator[Row | BadRow]:
             raise DataError(f"{path} line {reader.line_num}: broken CSV: {_one_line(error)}") from error
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _object(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

@@ -19,6 +19,7 @@ from selfreward.judging import check_targets
 from selfreward.lab.seed_files import write_seed_files
 from selfreward.rubrics import load_rubric
 from selfreward.sources import read_source
+from selfreward.sources.digests import Digests
 from selfreward.sources.records import Record
 from selfreward.stages._pool import SPLITS, Candidate, Pool, SplitName
 from selfreward.stages._seed_notes import SourceNotes
@@ -27,6 +28,10 @@ from selfreward.types import Counts, Demonstration, Drop, EftExample, Prompt, Ra
 
 LAB_FOLDER = "source"
 """Inside the stage's folder: the micro-world's files, as a seed folder."""
+_STARVED = (
+    "; rows left as over_limit because enough others came before them, which then overlapped: name sources of held-out rows "
+    "first in seed.sources, or raise the seed.num_... of that table"
+)
 _TYPES: dict[SplitName, type] = {
     "ranked_heldout": RankedSet,
     "prompts_heldout": Prompt,
@@ -89,10 +94,10 @@ def _work(stage: Stage) -> Counts:
             notes[source].dropped[drop.reason] += 1
             keep(drop)
 
-        pool = Pool(config, reject)
+        pool, ids = Pool(config, reject), Digests()
         for place, source in enumerate(located_sources(config)):
             with stage.run.progress.task(f"seed: {source.path or source.format}", None) as advance:
-                for item in _read(stage, source, place, notes[place]):
+                for item in _read(stage, (place, source), notes[place], ids):
                     if isinstance(item, Drop):
                         reject(item, place)
                     else:
@@ -105,11 +110,12 @@ def _work(stage: Stage) -> Counts:
     return _store(stage, splitter, notes)
 
 
-def _read(stage: Stage, source: SourceConfig, place: int, notes: SourceNotes) -> Iterator[Record | Drop]:
+def _read(stage: Stage, numbered: tuple[int, SourceConfig], notes: SourceNotes, ids: Digests) -> Iterator[Record | Drop]:
     """A source's stream; its format is logged, its rows are counted in the notes. Ids of further sources begin with
-    `s2-`, `s3-`, ..., so that another source changes none of the first one's."""
+    `s2-`, `s3-`, ..., so that another source changes none of the first one's; `ids` are all that were given out."""
+    place, source = numbered
     files = _as_files(source, stage.path / LAB_FOLDER, stage.config.seed)
-    reading, items = read_source(files, f"s{place + 1}" if place else "", stage.config.seed.on_bad_row)
+    reading, items = read_source(files, f"s{place + 1}" if place else "", stage.config.seed.on_bad_row, ids)
     said = {"source": place + 1, "path": source.path, "format": reading.format, "detected": reading.detected}
     stage.logger.info("seed source opened", extra={"data": said})
     notes.reading = reading
@@ -136,6 +142,7 @@ def _check_tables(tables: Mapping[SplitName, Sequence[Candidate]], notes: Sequen
             raise DataError(
                 f"the seed sources leave no {what}: {num_rows} rows read, dropped {dropped}; "
                 f"add a source with role {role} to seed.sources, or check what its filters leave"
+                + (_STARVED if dropped.get("over_limit") else "")
             )
 
 
@@ -144,6 +151,8 @@ def _store(stage: Stage, splitter: Splitter, notes: Sequence[SourceNotes]) -> Co
     prompts = {split: [item.record.prompt for item in items] for split, items in tables.items()}
     shared = list(shared_prompts(prompts, stage.config.seed.max_overlap))
     assert not shared, f"splits share prompts: {shared[:3]}"
+    repeated = [id_ for id_, number in Counter(i.record.id for items in tables.values() for i in items).items() if number > 1]
+    assert not repeated, f"rows share ids: {repeated[:3]}"
     for split, items in tables.items():
         stage.write_rows(split, [to_row(item.record, split) for item in items], _TYPES[split])
         for item in items:
