@@ -1,4 +1,5 @@
-"""Files of text -> rows: JSON lines, a JSON array, a JSON object with one list, CSV, TSV; plain, gzip or zstd.
+"""Files of text -> rows: JSON lines, a JSON array, a JSON object with one list, CSV, TSV, or prompts alone, one a line;
+plain, gzip or zstd.
 
 What a file is, its content tells. All but the JSON object are streamed: memory holds one row at a time. Nothing is ever
 unpickled. A line that is not a JSON object is a bad row; damage that hides where the next row begins (a file cut off,
@@ -20,8 +21,10 @@ from selfreward.sources.rows import BadRow, Row, Rows, excerpt, shown
 MAX_ROW = 64 << 20
 """Bytes of one row; a JSON object that holds the list of rows must fit in it as a whole."""
 PARQUET = b"PAR1"
-KINDS = "JSON lines, a JSON array, CSV, TSV or Parquet, as they are or as .gz or .zst (not Parquet)"
+KINDS = "JSON lines, a JSON array, CSV, TSV, Parquet or lines of prompts (.txt), as they are or as .gz or .zst (not Parquet)"
 LINE_SUFFIXES = {".jsonl", ".ndjson"}
+TEXT_SUFFIX = ".txt"
+"""No data file where a folder is read: read-me files end so, too."""
 DATA_SUFFIXES = {".json", ".csv", ".tsv", ".parquet"} | LINE_SUFFIXES
 PACKED_SUFFIXES = {".gz", ".zst"}
 _CHUNK = 1 << 16
@@ -58,7 +61,17 @@ def text_rows(path: Path, is_row: IsRow) -> Rows:
         names = [name.strip().strip('"') for name in text.split(delimiter)]
         if suffix == own or (suffix not in DATA_SUFFIXES and is_row(dict.fromkeys(names, "text"))):
             return lambda: _table(path, delimiter)
+    if suffix == TEXT_SUFFIX:
+        return lambda: _prompt_lines(path)
     raise DataError(f"{path} is not {KINDS}; it begins with {shown(text)}")
+
+
+def text_lines(path: Path) -> Rows:
+    """How to read a file whose lines are prompts, whatever they look like. Raises DataError when it is empty, blank, or in
+    another encoding."""
+    with reading(path), open_bytes(path) as file:
+        _first_piece(path, file)
+    return lambda: _prompt_lines(path)
 
 
 def _first_piece(path: Path, file: BinaryIO) -> bytes:
@@ -103,6 +116,25 @@ def _lines(path: Path) -> Iterator[Row | BadRow]:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             if text:
                 yield _line(path, number, text)
+
+
+def _prompt_lines(path: Path) -> Iterator[Row | BadRow]:
+    with reading(path), open_bytes(path) as file:
+        for number, line in enumerate(_raw_lines(path, file), start=1):
+            text = _decoded(path, number, line)
+            if isinstance(text, BadRow):
+                yield text
+            elif text:
+                yield Row(str(path), number, {"prompt": text})
+
+
+def _decoded(path: Path, number: int, line: bytes) -> str | BadRow:
+    """A line's text, or a bad row where it is not UTF-8: the next line is as good as before."""
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        problem = f"is not text in UTF-8 (byte 0x{line[error.start]:02x}: {error.reason}); convert the file to UTF-8"
+        return BadRow(number, DataError(f"{path} line {number} {problem}"), excerpt(line.decode("utf-8", "backslashreplace")))
 
 
 def _line(path: Path, number: int, text: str) -> Row | BadRow:
