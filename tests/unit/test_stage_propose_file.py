@@ -182,7 +182,7 @@ def test_malformed_rows_are_named(tmp_path: Path, row: str, message: str) -> Non
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "pool.txt").write_bytes(b"fine\n\xff\xff\n")
-    with pytest.raises(DataError, match=r"propose\.path: .*pool\.txt line 2 is not text in UTF-8 \(byte 0xff"):
+    with pytest.raises(DataError, match=r"propose\.path: .*pool\.txt line 2: not text in UTF-8 \(byte 0xff"):
         count_prompts(str(tmp_path / "pool.txt"))
     (tmp_path / "pool.txt.gz").write_bytes(gzip.compress(b"one\n" * 999)[:-9])
     with pytest.raises(DataError, match=r"propose\.path: .*\.gz cannot be read: .*damaged or cut off"):

@@ -133,8 +133,8 @@ def _decoded(path: Path, number: int, line: bytes) -> str | BadRow:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
-        problem = f"is not text in UTF-8 (byte 0x{line[error.start]:02x}: {error.reason}); convert the file to UTF-8"
-        return BadRow(number, DataError(f"{path} line {number} {problem}"), excerpt(line.decode("utf-8", "backslashreplace")))
+        problem = f"not text in UTF-8 (byte 0x{line[error.start]:02x}: {error.reason}); convert the file to UTF-8"
+        return BadRow(number, DataError(f"{path} line {number}: {problem}"), excerpt(line.decode("utf-8", "backslashreplace")))
 
 
 def _line(path: Path, number: int, text: str) -> Row | BadRow:
