@@ -13,11 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
 
-from selfreward.config_errors import explain, explain_override, one_line
+from selfreward.config_errors import explain, explain_override
 from selfreward.config_sections import SourceConfig as SourceConfig
 from selfreward.endpoints import EndpointConfig, EndpointName, check_players
 from selfreward.errors import ConfigError
 from selfreward.section import Section as Section
+from selfreward.texts import one_line
 
 POLICY = "policy"
 """The `model` value that means: the live model of the round (self-rewarding)."""
@@ -196,8 +197,7 @@ class ProposeConfig(Section):
     model: str = POLICY
     """`policy`, a local model folder, `endpoint:NAME`, or `scripted:NAME`."""
     template: str = "self_instruct"
-    """A shipped template's name or a file; chat templates show the demonstrations in one user turn,
-    completion templates are continued as plain text."""
+    """A shipped template's name or a file; a chat template is one user turn, a completion one is continued as plain text."""
     num_prompts: int = Field(default=1000, ge=1)
     """Accepted new prompts a round (not reported in the paper)."""
     max_attempts: int = Field(default=20000, ge=1)

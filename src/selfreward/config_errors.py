@@ -6,6 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from selfreward.texts import one_line
+
 SECRETIVE = ("endpoints",)
 """Sections whose wrong values are never shown: a key or a password may have been put there."""
 
@@ -34,11 +36,6 @@ def explain_override(override: str, error: Exception) -> str:
     if key.strip().startswith(SECRETIVE):
         return f"override of {key!r} does not fit: its value is no YAML, or the key is no section.key; see quotes and brackets"
     return f"override {override!r} does not fit: {one_line(error)}"
-
-
-def one_line(error: Exception) -> str:
-    """An error's text without line breaks."""
-    return " ".join(str(error).split())
 
 
 def _dotted(loc: Sequence[Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from selfreward.engines.base import cut_at_stop
 from selfreward.storage import derive_seed
+from selfreward.texts import one_line
 from selfreward.types import FinishReason, Generation, Request, RequestError
 
 RETRIED = frozenset({408, 409, 429})
@@ -122,9 +123,9 @@ def backoff(request_id: str, attempt: int, base: float, longest: float) -> float
     return min(longest, base * 2.0 ** min(attempt, 64) * (1 - share / 2))
 
 
-def one_line(text: str) -> str:
+def in_short(text: str) -> str:
     """A foreign text, short enough for a message."""
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if len(line) <= _SHOWN else line[:_SHOWN] + "..."
 
 

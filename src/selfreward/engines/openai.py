@@ -23,7 +23,7 @@ from selfreward.engines._openai_answers import (
     RETRIED,
     BadAnswerError,
     backoff,
-    one_line,
+    in_short,
     read_answer,
     request_error,
     retry_after,
@@ -272,7 +272,7 @@ class OpenAIEngine(Engine):
 
     def _show(self, text: str) -> str:
         """A foreign text for a message, without the key: servers repeat what they refuse."""
-        return one_line(text.replace(self._key, "***") if self._key else text)
+        return in_short(text.replace(self._key, "***") if self._key else text)
 
 
 def _open_client(endpoint: EndpointConfig, key: str | None) -> "AsyncOpenAI":

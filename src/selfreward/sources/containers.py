@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 
 from selfreward.errors import DataError
 from selfreward.sources.compressed import open_bytes, reading
-from selfreward.sources.rows import BadRow, Row, Rows, excerpt, shown
+from selfreward.sources.rows import BadRow, Row, Rows, excerpt
+from selfreward.texts import one_line, shown
 
 MAX_ROW = 64 << 20
 """Bytes of one row; a JSON object that holds the list of rows must fit in it as a whole."""
@@ -141,7 +142,7 @@ def _line(path: Path, number: int, text: str) -> Row | BadRow:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return BadRow(number, DataError(f"{path} line {number}: not JSON: {_one_line(error)}"), excerpt(text))
+        return BadRow(number, DataError(f"{path} line {number}: not JSON: {one_line(error)}"), excerpt(text))
     if not isinstance(value, dict):
         return BadRow(number, DataError(f"{path} line {number}: must be a JSON object, got {shown(value)}"), excerpt(text))
     return Row(str(path), number, value)
@@ -206,7 +207,7 @@ class _Text:
                 value, end = self._json.raw_decode(self._text, self._at)
             except (ValueError, RecursionError) as error:
                 if self._ended or self._is_broken(error):
-                    problem = f"row {number} of the JSON array is broken or cut off: {_one_line(error)}"
+                    problem = f"row {number} of the JSON array is broken or cut off: {one_line(error)}"
                     raise DataError(f"{self._path}: {problem}") from error
             else:
                 # A bare number may go on behind the window's edge.
@@ -242,7 +243,7 @@ def _wrapped(path: Path, is_row: IsRow) -> Iterator[Row | BadRow]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON, nor JSON lines: {_one_line(error)}") from error
+        raise DataError(f"{path} is not JSON, nor JSON lines: {one_line(error)}") from error
     if is_row(value):
         yield Row(str(path), 1, value, unit="row")
         return
@@ -277,7 +278,7 @@ def _table(path: Path, delimiter: str) -> Iterator[Row | BadRow]:
                     error = DataError(f"{path} row {number}: has {len(cells)} cells for {len(names)} columns {shown(names)}")
                     yield BadRow(number, error, excerpt(delimiter.join(cells)))
         except csv.Error as error:
-            raise DataError(f"{path} line {reader.line_num}: broken CSV: {_one_line(error)}") from error
+            raise DataError(f"{path} line {reader.line_num}: broken CSV: {one_line(error)}") from error
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -286,7 +287,3 @@ def _object(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

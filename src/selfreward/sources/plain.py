@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from selfreward.sources.found import Found
-from selfreward.sources.rows import Row, shown
+from selfreward.sources.rows import Row
+from selfreward.texts import shown
 
 SPEAKERS = {
     "user": "user", "human": "user", "prompter": "user",
