@@ -13,11 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
 
-from selfreward.config_errors import explain, one_line
+from selfreward.config_errors import explain, explain_override
 from selfreward.config_sections import SourceConfig as SourceConfig
 from selfreward.endpoints import EndpointConfig, EndpointName, check_players
 from selfreward.errors import ConfigError
 from selfreward.section import Section as Section
+from selfreward.texts import one_line
 
 POLICY = "policy"
 """The `model` value that means: the live model of the round (self-rewarding)."""
@@ -195,12 +196,11 @@ class ProposeConfig(Section):
     source: Literal["self-instruct", "file"] = "self-instruct"
     """`self-instruct`: a model writes them. `file`: each round takes the next rows of `propose.path`; no model is asked."""
     path: str | None = None
-    """For `file`: prompts, one a line (`.txt`) or as `{"prompt": ...}` or `{"instruction": ...}` (`.jsonl`); `.gz` too."""
+    """For `file`: prompts, one a line (`.txt`) or as `prompt` or `instruction` in any file that seed sources read."""
     model: str = POLICY
     """`policy`, a local model folder, `endpoint:NAME`, or `scripted:NAME`."""
     template: str = "self_instruct"
-    """A shipped template's name or a file; chat templates show the demonstrations in one user turn,
-    completion templates are continued as plain text."""
+    """A shipped template's name or a file; a chat template is one user turn, a completion one is continued as plain text."""
     num_prompts: int = Field(default=1000, ge=1)
     """Accepted new prompts a round (not reported in the paper)."""
     max_attempts: int = Field(default=20000, ge=1)
@@ -386,7 +386,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         try:
             tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
         except (YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"override {override!r} does not fit: {one_line(error)}") from error
+            raise ConfigError(explain_override(override, error)) from error
     try:
         plain = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:

@@ -11,7 +11,7 @@ from selfreward.config import EngineConfig
 from selfreward.engines import ROLE_ENGINES
 
 LAYERS = {
-    "config_errors": 0, "config_sections": 0, "errors": 0, "section": 0, "types": 0,
+    "config_errors": 0, "config_sections": 0, "errors": 0, "section": 0, "texts": 0, "types": 0,
     "config": 1, "endpoints": 1, "environment": 1, "progress": 1, "reuse": 1, "rundir": 1, "storage": 1,
     "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "rubrics": 2, "sources": 2, "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,
@@ -22,6 +22,7 @@ LAYERS = {
 
 SAME_LAYER = {
     ("config_sections", "section"): "the base of its sections",
+    ("config_errors", "texts"): "a foreign error's text on one line",
     ("config", "endpoints"): "a section of the tree in a file of its own; config is as long as a file may be",
     ("reuse", "storage"): "it hashes files",
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",

@@ -37,6 +37,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from selfreward.errors import ConfigError
+from selfreward.texts import one_line
 
 Kind = Literal["pointwise", "pairwise", "propose"]
 
@@ -211,7 +212,7 @@ def parse_rubric(text: str, origin: str) -> Rubric:
         tree = yaml.safe_load(parts[1])
         header = _Header.model_validate(tree)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{origin}: the header is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{origin}: the header is not valid YAML: {one_line(error)}") from error
     except ValidationError as error:
         raise ConfigError(f"{origin}: {'; '.join(_explain(item) for item in error.errors())}") from error
     body = parts[2].strip("\n")

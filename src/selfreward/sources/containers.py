@@ -1,4 +1,5 @@
-"""Files of text -> rows: JSON lines, a JSON array, a JSON object with one list, CSV, TSV; plain, gzip or zstd.
+"""Files of text -> rows: JSON lines, a JSON array, a JSON object with one list, CSV, TSV, or prompts alone, one a line;
+plain, gzip or zstd.
 
 What a file is, its content tells. All but the JSON object are streamed: memory holds one row at a time. Nothing is ever
 unpickled. A line that is not a JSON object in UTF-8 is a bad row; damage that hides where the next row begins (a file cut off,
@@ -15,13 +16,16 @@ from typing import Any, BinaryIO
 
 from selfreward.errors import DataError
 from selfreward.sources.compressed import open_bytes, reading
-from selfreward.sources.rows import BadRow, Row, Rows, excerpt, shown
+from selfreward.sources.rows import BadRow, Row, Rows, excerpt
+from selfreward.texts import one_line, shown
 
 MAX_ROW = 64 << 20
 """Bytes of one row; a JSON object that holds the list of rows must fit in it as a whole."""
 PARQUET = b"PAR1"
-KINDS = "JSON lines, a JSON array, CSV, TSV or Parquet, as they are or as .gz or .zst (not Parquet)"
+KINDS = "JSON lines, a JSON array, CSV, TSV, Parquet or lines of prompts (.txt), as they are or as .gz or .zst (not Parquet)"
 LINE_SUFFIXES = {".jsonl", ".ndjson"}
+TEXT_SUFFIX = ".txt"
+"""No data file where a folder is read: read-me files end so, too."""
 DATA_SUFFIXES = {".json", ".csv", ".tsv", ".parquet"} | LINE_SUFFIXES
 PACKED_SUFFIXES = {".gz", ".zst"}
 _CHUNK = 1 << 16
@@ -58,7 +62,17 @@ def text_rows(path: Path, is_row: IsRow) -> Rows:
         names = [name.strip().strip('"') for name in text.split(delimiter)]
         if suffix == own or (suffix not in DATA_SUFFIXES and is_row(dict.fromkeys(names, "text"))):
             return lambda: _table(path, delimiter)
+    if suffix == TEXT_SUFFIX:
+        return lambda: _prompt_lines(path)
     raise DataError(f"{path} is not {KINDS}; it begins with {shown(text)}")
+
+
+def text_lines(path: Path) -> Rows:
+    """How to read a file whose lines are prompts, whatever they look like. Raises DataError when it is empty, blank, or in
+    another encoding."""
+    with reading(path), open_bytes(path) as file:
+        _first_piece(path, file)
+    return lambda: _prompt_lines(path)
 
 
 def _first_piece(path: Path, file: BinaryIO) -> bytes:
@@ -101,25 +115,38 @@ def _raw_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
 def _lines(path: Path) -> Iterator[Row | BadRow]:
     with reading(path), open_bytes(path) as file:
         for number, line in enumerate(_raw_lines(path, file), start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                yield BadRow(number, _not_utf8(path, number, error), excerpt(line.decode(errors="backslashreplace").strip()))
-                continue
-            if text:
+            text = _decoded(path, number, line)
+            if isinstance(text, BadRow):
+                yield text
+            elif text:
                 yield _line(path, number, text)
 
 
-def _not_utf8(path: Path, number: int, error: UnicodeDecodeError) -> DataError:
-    byte = f"byte 0x{error.object[error.start]:02x}: {error.reason}"
-    return DataError(f"{path} line {number}: not text in UTF-8 ({byte}); convert the file to UTF-8")
+def _prompt_lines(path: Path) -> Iterator[Row | BadRow]:
+    with reading(path), open_bytes(path) as file:
+        for number, line in enumerate(_raw_lines(path, file), start=1):
+            text = _decoded(path, number, line)
+            if isinstance(text, BadRow):
+                yield text
+            elif text:
+                yield Row(str(path), number, {"prompt": text})
+
+
+def _decoded(path: Path, number: int, line: bytes) -> str | BadRow:
+    """A line's text, or a bad row where it is not UTF-8: the next line is as good as before."""
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        problem = f"not text in UTF-8 (byte 0x{line[error.start]:02x}: {error.reason}); convert the file to UTF-8"
+        shown_line = line.decode("utf-8", "backslashreplace").strip()
+        return BadRow(number, DataError(f"{path} line {number}: {problem}"), excerpt(shown_line))
 
 
 def _line(path: Path, number: int, text: str) -> Row | BadRow:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return BadRow(number, DataError(f"{path} line {number}: not JSON: {_one_line(error)}"), excerpt(text))
+        return BadRow(number, DataError(f"{path} line {number}: not JSON: {one_line(error)}"), excerpt(text))
     if not isinstance(value, dict):
         return BadRow(number, DataError(f"{path} line {number}: must be a JSON object, got {shown(value)}"), excerpt(text))
     return Row(str(path), number, value)
@@ -184,7 +211,7 @@ class _Text:
                 value, end = self._json.raw_decode(self._text, self._at)
             except (ValueError, RecursionError) as error:
                 if self._ended or self._is_broken(error):
-                    problem = f"row {number} of the JSON array is broken or cut off: {_one_line(error)}"
+                    problem = f"row {number} of the JSON array is broken or cut off: {one_line(error)}"
                     raise DataError(f"{self._path}: {problem}") from error
             else:
                 # A bare number may go on behind the window's edge.
@@ -220,7 +247,7 @@ def _wrapped(path: Path, is_row: IsRow) -> Iterator[Row | BadRow]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON, nor JSON lines: {_one_line(error)}") from error
+        raise DataError(f"{path} is not JSON, nor JSON lines: {one_line(error)}") from error
     if is_row(value):
         yield Row(str(path), 1, value, unit="row")
         return
@@ -255,7 +282,7 @@ def _table(path: Path, delimiter: str) -> Iterator[Row | BadRow]:
                     error = DataError(f"{path} row {number}: has {len(cells)} cells for {len(names)} columns {shown(names)}")
                     yield BadRow(number, error, excerpt(delimiter.join(cells)))
         except csv.Error as error:
-            raise DataError(f"{path} line {reader.line_num}: broken CSV: {_one_line(error)}") from error
+            raise DataError(f"{path} line {reader.line_num}: broken CSV: {one_line(error)}") from error
 
 
 def _object(line: str) -> dict[str, Any] | None:
@@ -264,7 +291,3 @@ def _object(line: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
