@@ -96,7 +96,10 @@ def _seed_folder_parts(source: SourceConfig, reading: Reading) -> list[_Part]:
 
 def _check_role(source: SourceConfig, name: str, offers: frozenset[Role]) -> None:
     if source.role not in ("auto", *offers):
-        raise ConfigError(f"role={source.role} is not in a source of format {name}, which offers {', '.join(sorted(offers))}")
+        raise ConfigError(
+            f"seed.sources, {source.path!r}: role={source.role} is not in a source of format {name}, which offers "
+            f"{', '.join(sorted(offers))}"
+        )
 
 
 def _format_of(container: Container, source: SourceConfig, on_bad_row: str) -> Format:

@@ -51,8 +51,9 @@ def run(run: Run) -> Artifact:
     # Contents count, not where they lie.
     section = config.model_dump(mode="json", exclude={"path": True, "sources": {"__all__": {"path", "allow_download"}}})
     artifact = run.stage("seed", {"seed": section, "files": source_hashes(config)}, {}, _work)
-    if run.config.mode == "self-rewarding":
-        _check_eft(run.config, artifact.path)
+    # Said while the tables are made, before they count as finished; again here, where a finished stage meets another rubric.
+    num_ranked = read_json(artifact.path / "record.json")["notes"]["num_ranked_train"]
+    _check_eft(run.config, read_rows(artifact.path / "eft_train.parquet", EftExample), num_ranked)
     return artifact
 
 
@@ -107,6 +108,7 @@ def _work(stage: Stage) -> Counts:
         splitter = Splitter(pool, config, reject)
         splitter.split()
         _check_tables(splitter.tables, notes)
+        _check_sources(stage.config, splitter.tables)
     return _store(stage, splitter, notes)
 
 
@@ -140,10 +142,27 @@ def _check_tables(tables: Mapping[SplitName, Sequence[Candidate]], notes: Sequen
     for split, what, role in needs:
         if not tables[split]:
             raise DataError(
-                f"the seed sources leave no {what}: {num_rows} rows read, dropped {dropped}; "
-                f"add a source with role {role} to seed.sources, or check what its filters leave"
+                f"the seed sources leave no {what}: {num_rows} rows read, dropped: {_listed(dropped)}; "
+                f"add a source with role {role} to seed.sources, or check what its filters and its split leave"
                 + (_STARVED if dropped.get("over_limit") else "")
             )
+
+
+def _check_sources(config: Config, tables: Mapping[SplitName, Sequence[Candidate]]) -> None:
+    """`_check_eft` before anything is stored, naming the source of a target that does not say its score."""
+    num_ranked = len(tables["ranked_train"])
+    for place, source in enumerate(located_sources(config.seed)):
+        targets = [to_row(item.record, "eft_train") for item in tables["eft_train"] if item.source == place]
+        try:
+            _check_eft(config, [item for item in targets if isinstance(item, EftExample)], 1)
+        except DataError as error:
+            raise DataError(f"{source.path or source.format}: {error}") from error
+    if not tables["eft_train"]:
+        _check_eft(config, (), num_ranked)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {number:,}" for reason, number in sorted(counts.items())) or "none"
 
 
 def _store(stage: Stage, splitter: Splitter, notes: Sequence[SourceNotes]) -> Counts:
@@ -184,11 +203,12 @@ def to_row(record: Record, split: SplitName) -> Demonstration | EftExample | Pro
     return EftExample(record.id, record.prompt, record.response, record.judgement, record.score)
 
 
-def _check_eft(config: Config, folder: Path) -> None:
+def _check_eft(config: Config, targets: Sequence[EftExample], num_ranked: int) -> None:
     """Whether something can teach M1 to judge: said now, not after the SFT baseline is trained."""
-    targets = read_rows(folder / "eft_train.parquet", EftExample)
+    if config.mode != "self-rewarding":
+        return
     check_targets(load_rubric(config.judge.rubric, "pointwise"), targets)
-    if targets or config.eft.min_targets == 0 or read_json(folder / "record.json")["notes"]["num_ranked_train"]:
+    if targets or config.eft.min_targets == 0 or num_ranked:
         return
     why = "seed.num_eft=0" if config.seed.num_eft == 0 else "no source has EFT targets or ranked replies for training"
     raise DataError(
