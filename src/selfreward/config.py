@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from selfreward.config_errors import explain, explain_override
 from selfreward.config_sections import SourceConfig as SourceConfig
+from selfreward.config_sections import check_sources
 from selfreward.endpoints import EndpointConfig, EndpointName, check_players
 from selfreward.errors import ConfigError
 from selfreward.section import Section as Section
@@ -83,14 +84,7 @@ class SeedConfig(Section):
 
     @model_validator(mode="after")
     def _sources_have_paths(self) -> "SeedConfig":
-        # Not a bound of the field: where a source is wrong, that would say that there is none.
-        if not self.sources:
-            raise ValueError("sources must hold one source at least, such as [{format: lab}]")
-        open_ones = [source for source in self.sources if source.format != "lab" and not source.path]
-        if open_ones and not self.path:
-            raise ValueError(f"a source of format {open_ones[0].format} needs a path; set its path, or seed.path")
-        if self.path and not open_ones:
-            raise ValueError(f"seed.path={self.path!r} belongs to no source; set seed.sources=[{{format: auto}}] to read it")
+        check_sources(self.sources, self.path)
         return self
 
 

@@ -1,5 +1,6 @@
 """Parts of the configuration tree that `config.py` is built of: the seed sources."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -41,3 +42,15 @@ class SourceConfig(Section):
         if low is not None and high is not None and low > high:
             raise ValueError(f"min_response_words={low} is above max_response_words={high}: no response fits; change either")
         return self
+
+
+def check_sources(sources: Sequence[SourceConfig], path: str | None) -> None:
+    """Raises ValueError where there is no source, or `seed.path` and the sources' own paths do not fit together."""
+    # No bound of the field: it would be broken, and said to be, by each wrong source too.
+    if not sources:
+        raise ValueError("sources must hold one source at least, such as [{format: lab}]")
+    open_ones = [source for source in sources if source.format != "lab" and not source.path]
+    if open_ones and not path:
+        raise ValueError(f"a source of format {open_ones[0].format} needs a path; set its path, or seed.path")
+    if path and not open_ones:
+        raise ValueError(f"seed.path={path!r} belongs to no source; set seed.sources=[{{format: auto}}] to read it")
