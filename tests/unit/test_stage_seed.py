@@ -221,6 +221,20 @@ def test_a_table_that_stays_empty_stops_the_run(
         made(make_config, sources=[{"path": write(tmp_path / "rows.jsonl", rows()), "role": role}], mode="no-eft")
 
 
+def test_a_target_that_does_not_say_its_score_leaves_no_finished_stage(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    wrong = {**targets(100, 1)[0], "judgement": "So. Score: 5", "score": 3}
+    people = write(tmp_path / "people.jsonl", completions(0, 30))
+    sources = [{"path": people}, {"path": write(tmp_path / "eft.jsonl", [*targets(50, 5), wrong])}]
+    with pytest.raises(DataError, match=r"eft\.jsonl: EFT target 's2-6'.*reads 5 from its judgement, but its score is 3"):
+        made(make_config, sources=sources, num_heldout_ranked=1)
+    # Corrected, the same run goes on: nothing wrong was kept as finished.
+    write(tmp_path / "eft.jsonl", targets(50, 6))
+    artifact, _ = made(make_config, sources=sources, num_heldout_ranked=1)
+    assert len(tables(artifact)["eft_train"]) == 6
+
+
 LONG = """
 import json, random, sys
 from pathlib import Path
