@@ -321,14 +321,6 @@ def test_the_token_budget_stops_before_the_next_request(server: EndpointServer) 
     assert "does not tell how many tokens" in failure(server, requests, max_total_tokens=12)
 
 
-def test_answers_that_are_tried_again_count_in_the_token_budget(server: EndpointServer) -> None:
-    bad = answer({"message": {"content": "x"}, "finish_reason": "tool_calls"})  # 3 + 4 tokens each
-    server.faults = [bad, bad, bad, bad, bad]
-    message = failure(server, max_total_tokens=14, max_retries=4, backoff_s=0.001)
-    assert "endpoints.far.max_total_tokens=14 is reached (14)" in message
-    assert len(server.calls) == 2
-
-
 @pytest.mark.parametrize(
     ("settings", "request_", "said"),
     [

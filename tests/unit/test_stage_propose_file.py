@@ -16,7 +16,7 @@ from selfreward.artifacts import Artifact, Run, read_rows
 from selfreward.config import Config, SourceConfig, parse_config
 from selfreward.errors import ConfigError, DataError, DriftError
 from selfreward.preflight import check_config
-from selfreward.sources import Record, read_source
+from selfreward.sources import read_source
 from selfreward.stages import propose, seed
 from selfreward.stages._prompt_file import PromptRow, count_prompts, read_prompt_file
 from selfreward.types import Drop, Prompt
@@ -216,9 +216,8 @@ def test_lines_of_text_are_prompts_whatever_they_look_like(tmp_path: Path) -> No
     lines = ['{"prompt": "no JSON here"}', "[1, 2]: what is the sum?", "prompt", "a,b"]
     path = write_pool(tmp_path / "pool.TXT", lines)
     assert list(read_prompt_file(path)) == [PromptRow(number, line) for number, line in enumerate(lines, start=1)]
-    reading, records = read_source(SourceConfig(path=write_pool(tmp_path / "seed.txt", [unlike(0), unlike(1)])), "", "fail")
-    assert [record.prompt for record in records if isinstance(record, Record)] == [unlike(0), unlike(1)]
-    assert reading.format == "prompts"
+    with pytest.raises(DataError, match=r"seed\.txt is not JSON lines"):
+        read_source(SourceConfig(path=write_pool(tmp_path / "seed.txt", [unlike(0)])), "", "fail")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +226,7 @@ def test_lines_of_text_are_prompts_whatever_they_look_like(tmp_path: Path) -> No
         ("gone.txt", None, r"propose\.path='.*gone\.txt' is no file"),
         ("blank.txt", b" \n\n", r"propose\.path: .*blank\.txt holds blank lines only"),
         ("wide.txt", "wide".encode("utf-16"), r"propose\.path: .*wide\.txt is not text in UTF-8 but in UTF-16"),
-        ("words", b"just some words", r"propose\.path: .*words is not JSON lines, .* or lines of prompts \(\.txt\)"),
+        ("words", b"just some words", r"propose\.path: .*words is not JSON lines, a JSON array"),
     ],
 )
 def test_a_round_looks_at_the_file_before_it_begins(

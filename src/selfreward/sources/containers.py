@@ -1,5 +1,5 @@
-"""Files of text -> rows: JSON lines, a JSON array, a JSON object with one list, CSV, TSV, or prompts alone, one a line;
-plain, gzip or zstd.
+"""Files of text -> rows: JSON lines, a JSON array, a JSON object with one list, CSV, TSV; plain, gzip or zstd. Beside them,
+for who asks for it, text whose lines are prompts.
 
 What a file is, its content tells. All but the JSON object are streamed: memory holds one row at a time. Nothing is ever
 unpickled. A line that is not a JSON object in UTF-8 is a bad row; damage that hides where the next row begins (a file cut off,
@@ -22,10 +22,10 @@ from selfreward.texts import one_line, shown
 MAX_ROW = 64 << 20
 """Bytes of one row; a JSON object that holds the list of rows must fit in it as a whole."""
 PARQUET = b"PAR1"
-KINDS = "JSON lines, a JSON array, CSV, TSV, Parquet or lines of prompts (.txt), as they are or as .gz or .zst (not Parquet)"
+KINDS = "JSON lines, a JSON array, CSV, TSV or Parquet, as they are or as .gz or .zst (not Parquet)"
 LINE_SUFFIXES = {".jsonl", ".ndjson"}
 TEXT_SUFFIX = ".txt"
-"""No data file where a folder is read: read-me files end so, too."""
+"""Lines of prompts, where a file of prompts is asked for. No kind of seed data: read-me files end so, too."""
 DATA_SUFFIXES = {".json", ".csv", ".tsv", ".parquet"} | LINE_SUFFIXES
 PACKED_SUFFIXES = {".gz", ".zst"}
 _CHUNK = 1 << 16
@@ -62,8 +62,6 @@ def text_rows(path: Path, is_row: IsRow) -> Rows:
         names = [name.strip().strip('"') for name in text.split(delimiter)]
         if suffix == own or (suffix not in DATA_SUFFIXES and is_row(dict.fromkeys(names, "text"))):
             return lambda: _table(path, delimiter)
-    if suffix == TEXT_SUFFIX:
-        return lambda: _prompt_lines(path)
     raise DataError(f"{path} is not {KINDS}; it begins with {shown(text)}")
 
 
