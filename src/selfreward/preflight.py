@@ -4,8 +4,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from selfreward.config import POLICY, SCRIPTED_PREFIX, Config, JudgeConfig, ProposeConfig
-from selfreward.endpoints import MAX_STOPS, endpoint_name
+from selfreward.config import MAX_STOPS, POLICY, SCRIPTED_PREFIX, Config, JudgeConfig, ProposeConfig, endpoint_name
 from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, folder_problem, has_chat_template
 from selfreward.engines.openai import need_package, read_key
 from selfreward.engines.scripted import ScriptedEngine

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from selfreward.config import SCRIPTED_PREFIX, Config
-from selfreward.endpoints import ENDPOINT_PREFIX
+from selfreward.config import ENDPOINT_PREFIX, SCRIPTED_PREFIX, Config
 from selfreward.engines.base import Engine
 
 __all__ = ["ENGINES", "ROLE_ENGINES", "ROLE_PREFIXES", "Engine", "open_engine"]

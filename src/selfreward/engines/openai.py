@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from selfreward.config import Config
-from selfreward.endpoints import MAX_STOPS, EndpointConfig
+from selfreward.config import MAX_STOPS, Config, EndpointConfig
 from selfreward.engines._loop import LoopThread
 from selfreward.engines._openai_answers import (
     RETRIED,

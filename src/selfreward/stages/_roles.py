@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfreward.artifacts import Artifact, hash_file, hash_model
-from selfreward.config import POLICY, SCRIPTED_PREFIX, Config
-from selfreward.endpoints import EndpointConfig, endpoint_name
+from selfreward.config import POLICY, SCRIPTED_PREFIX, Config, EndpointConfig, endpoint_name
 from selfreward.engines.loading import resolve_model_path
 
 
