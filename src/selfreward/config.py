@@ -4,28 +4,26 @@ Every field has a docstring, a default that is safe on a laptop, and is read by 
 Values that the paper fixes are in `configs/paper.yaml`, each with its section.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
 
+from selfreward.config_errors import explain, one_line
 from selfreward.errors import ConfigError
+from selfreward.judge_panel import PanelMember as PanelMember
+from selfreward.section import Section as Section
 
 POLICY = "policy"
 """The `model` value that means: the live model of the round (self-rewarding)."""
+FIRST = "m1"
+"""The `judge.model` value that means: the run's own M1 in every round, frozen."""
 SCRIPTED_PREFIX = "scripted:"
 """A `model` value `scripted:NAME` is answered by the scripted engine with that table."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, numbers are finite, values cannot change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -233,7 +231,8 @@ class JudgeConfig(Section):
     """LLM-as-a-judge (paper section 2.1 and figure 2)."""
 
     model: str = POLICY
-    """`policy` (self-rewarding), a local model folder, or `scripted:NAME` (`scripted:random` is the control)."""
+    """`policy` (self-rewarding), `m1` (the run's M1, frozen), a local model folder, a hub id (needs `model.allow_download`), or
+    `scripted:NAME` (`scripted:random` is the control)."""
     rubric: str = "additive"
     """A shipped rubric's name or a file."""
     num_votes: int = Field(default=3, ge=1)
@@ -246,11 +245,35 @@ class JudgeConfig(Section):
     """Nucleus sampling mass."""
     max_tokens: int = Field(default=512, ge=1)
     """Longest judgement; one that reaches it without a verdict is a failed vote."""
+    max_retries: int = Field(default=0, ge=0)
+    """How often a failed vote is sampled again; its failed replies are kept. A prompt that is too long is not asked again."""
+    aggregate: Literal["mean", "median", "trimmed-mean"] = "mean"
+    """A response's score from its valid votes; `trimmed-mean` leaves out one lowest and one highest of three or more."""
+    panel: tuple[PanelMember, ...] = ()
+    """Several judges or rubrics instead of one for the rounds' responses: the score is the weighted mean of the members', and
+    each member needs `min_votes`. EFT, replay and evaluation go by `judge.rubric` alone."""
+
+    @property
+    def members(self) -> tuple[PanelMember, ...]:
+        """Who judges in the rounds, with nothing left out: the panel, or the one judge."""
+        own = {"model": self.model, "rubric": self.rubric, "num_votes": self.num_votes}
+        return tuple(
+            member.model_copy(update={name: value for name, value in own.items() if not getattr(member, name)})
+            for member in self.panel or (PanelMember(),)
+        )
 
     @model_validator(mode="after")
     def _votes_suffice(self) -> "JudgeConfig":
-        if self.min_votes > self.num_votes:
-            raise ValueError(f"min_votes={self.min_votes} is above num_votes={self.num_votes}; lower it or ask for more votes")
+        for member in self.members:
+            if self.min_votes > member.num_votes:
+                raise ValueError(
+                    f"min_votes={self.min_votes} is above num_votes={member.num_votes}; lower it or ask for more votes"
+                )
+        if self.max_retries and self.temperature == 0:
+            raise ValueError("max_retries asks again, but with temperature=0 the reply is always the same; set either")
+        seats = [(member.model, member.rubric) for member in self.members]
+        if twice := [seat for seat in seats if seats.count(seat) > 1]:
+            raise ValueError(f"panel: model {twice[0][0]!r} with rubric {twice[0][1]!r} sits there twice; raise its num_votes")
         return self
 
 
@@ -340,7 +363,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree: Any = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not OmegaConf.is_dict(tree):
         raise ConfigError(f"{path} must hold a mapping of settings at its top level")
     for override in overrides:
@@ -349,11 +372,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         try:
             tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
         except (YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"override {override!r} does not fit: {_one_line(error)}") from error
+            raise ConfigError(f"override {override!r} does not fit: {one_line(error)}") from error
     try:
         plain = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path} cannot be resolved: {_one_line(error)}") from error
+        raise ConfigError(f"{path} cannot be resolved: {one_line(error)}") from error
     return parse_config(plain, origin=str(path))
 
 
@@ -362,32 +385,5 @@ def parse_config(tree: Any, origin: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [explain(item, Config) for item in error.errors()]
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from error
-
-
-def _explain(item: Any) -> str:
-    """One pydantic error as one line: key, value, what is allowed, the nearest known key."""
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(item["loc"][:-1])
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
-        return f"unknown setting {key!r}{hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "missing":
-        return f"setting {key!r} is required"
-    if not key or item["type"] == "value_error":
-        return f"{key + ': ' if key else ''}{message}"
-    return f"{key}={item['input']!r}: {message}"
-
-
-def _known_keys(loc: Sequence[Any]) -> list[str]:
-    section: Any = Config
-    for part in loc:
-        section = section.model_fields[part].annotation
-    return list(section.model_fields)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-from selfreward.config import POLICY, SCRIPTED_PREFIX, Config
+from selfreward.config import FIRST, POLICY, SCRIPTED_PREFIX, Config
 from selfreward.engines.loading import EMBEDDED, folder_problem
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError
 from selfreward.rubrics import Kind, Rubric, load_rubric
+from selfreward.stages._panel import panel_rubrics
 
 
 def check_config(config: Config) -> list[str]:
@@ -23,7 +24,7 @@ def check_config(config: Config) -> list[str]:
     if config.engine.name == "scripted":
         lines.append(_check_script(config.engine.script or "", "engine.script"))
     lines.append(_check_model(config, "model.path", config.model.path))
-    lines += _check_role(config, "judge.model", config.judge.model, needs_chat=True)
+    lines += _check_judges(config)
     lines += _check_role(config, "propose.model", config.propose.model, needs_chat=proposer.format == "chat")
     lines.append(_check_seed(config))
     return lines
@@ -37,6 +38,18 @@ def _check_rubrics(config: Config) -> list[str]:
     if config.eval.head_to_head == POLICY:
         wanted.append(("eval.pairwise_rubric", config.eval.pairwise_rubric, "pairwise"))
     return [_describe(setting, load_rubric(name, kind)) for setting, name, kind in wanted]
+
+
+def _check_judges(config: Config) -> list[str]:
+    """Who judges, and by which rubrics. `m1` is made by the run itself."""
+    lines = []
+    for number, (seat, rubric) in enumerate(zip(config.judge.members, panel_rubrics(config.judge), strict=True)):
+        place = f"judge.panel[{number}]" if config.judge.panel else "judge"
+        if config.judge.panel:
+            lines.append(_describe(f"{place}.rubric", rubric))
+        if seat.model != FIRST:
+            lines += _check_role(config, f"{place}.model", seat.model, needs_chat=True)
+    return lines
 
 
 def _describe(setting: str, rubric: Rubric) -> str:

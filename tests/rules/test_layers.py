@@ -10,7 +10,7 @@ from source_tree import imports, modules, place, unit
 from selfreward.config import EngineConfig
 
 LAYERS = {
-    "errors": 0, "types": 0,
+    "config_errors": 0, "errors": 0, "judge_panel": 0, "section": 0, "types": 0,
     "config": 1, "environment": 1, "progress": 1, "rundir": 1, "storage": 1,
     "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "rubrics": 2, "sources": 2, "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,
@@ -20,6 +20,7 @@ LAYERS = {
 }  # fmt: skip
 
 SAME_LAYER = {
+    ("judge_panel", "section"): "a part of the configuration tree and the base of all of them",
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
     ("training", "engines"): "both load a model folder; engines.loading does it",
     ("engines", "lab"): "model.path=lab names the embedded model's folder",
