@@ -72,7 +72,7 @@ _INLINE_QUOTES = tuple(
         r"(?m)^[ \t]{0,3}>[^\n]*$",
     )
 )
-_FENCE = re.compile(r"(?ms)^[ \t]*(`{3,}|~{3,})[^`\n]*$.*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)")
+_FENCE_LINE = re.compile(r"(?m)^[ \t]*(?P<mark>`{3,}|~{3,})(?P<rest>[^`\n]*)$")
 
 
 def readable(text: str) -> str:
@@ -95,8 +95,9 @@ def tops_of_scale(out_of: str | None, within: str | None) -> tuple[float, ...]:
 
 def quotations(text: str, tags: Sequence[str]) -> list[tuple[int, int]]:
     """(start, end) of what a reply quotes: text in quotation marks or backticks, block quotes, code fences, and what it
-    repeats from the prompt between these tags. Quotations that never end are none, but for code fences."""
-    spans = [match.span() for pattern in (*_INLINE_QUOTES, _FENCE) for match in pattern.finditer(text)]
+    repeats from the prompt between these tags. Quotations that never end are none."""
+    spans = [match.span() for pattern in _INLINE_QUOTES for match in pattern.finditer(text)]
+    spans += _fences(text)
     for tag in tags:
         spans += _between(text, tag)
     return spans
@@ -106,6 +107,16 @@ def is_quoted(start: int, end: int, spans: Sequence[tuple[int, int]]) -> bool:
     """Whether a place lies inside a quotation. A match that begins with the quotation mark itself is none: its pattern asks
     for the mark."""
     return any(first < start and end <= last for first, last in spans)
+
+
+def _fences(text: str) -> Iterator[tuple[int, int]]:
+    opened: re.Match[str] | None = None
+    for line in _FENCE_LINE.finditer(text):
+        if opened is None:
+            opened = line
+        elif line["mark"].startswith(opened["mark"]) and not line["rest"].strip():
+            yield opened.start(), line.end()
+            opened = None
 
 
 def _between(text: str, tag: str) -> Iterator[tuple[int, int]]:
