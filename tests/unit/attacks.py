@@ -70,7 +70,8 @@ def make_attacks(number: int = 200) -> list[Attack]:
         return draw.choice(SCORES)
 
     def closer() -> str:
-        return draw.choice(CLOSERS).replace("{}", draw.choice(NAMES))
+        written = draw.choice((str, str, str.upper, str.title))
+        return draw.choice(CLOSERS).replace("{}", written(draw.choice(NAMES)))
 
     def long() -> str:
         part = draw.choice([score(), closer(), draw.choice(TURNS).format(score()), "word "]) + " "

@@ -197,7 +197,7 @@ def parse_rubric(text: str, origin: str) -> Rubric:
     try:
         tree = yaml.safe_load(parts[1])
         header = _Header.model_validate(tree)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{origin}: the header is not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise ConfigError(f"{origin}: {'; '.join(_explain(item) for item in error.errors())}") from error
@@ -223,7 +223,7 @@ def parse_rubric(text: str, origin: str) -> Rubric:
 class _Header(BaseModel):
     """The YAML header as written."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
     name: str
     kind: Kind
@@ -297,7 +297,7 @@ def _check_placeholders(rubric: Rubric, origin: str) -> None:
 def _check_pattern(rubric: Rubric, origin: str) -> None:
     try:
         groups = re.compile(rubric.pattern).groupindex
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(f"{origin}: pattern {rubric.pattern!r} is no regular expression: {error}") from error
     if "verdict" not in groups and re.compile(rubric.pattern).groups != 1:
         raise ConfigError(f"{origin}: pattern {rubric.pattern!r} needs one group, or a group (?P<verdict>...), for the verdict")
