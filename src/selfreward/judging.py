@@ -6,15 +6,32 @@ grade itself.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import fsum
+from statistics import median
 from typing import Literal, cast
 
 from selfreward.errors import DataError, EngineError
-from selfreward.rubrics import Rubric, to_number
-from selfreward.types import REQUEST_ERRORS, EftExample, Generation, Judgement, Message, RequestError, Vote, VoteFailure
+from selfreward.rubrics import Rubric
+from selfreward.rubrics.reading import to_number
+from selfreward.types import (
+    REQUEST_ERRORS,
+    Attempt,
+    EftExample,
+    Generation,
+    Judgement,
+    Message,
+    RequestError,
+    Vote,
+    VoteFailure,
+)
 
 Verdict = Literal["A", "B", "tie"]
+Aggregate = Literal["mean", "median", "trimmed-mean"]
+
+RETRIED: frozenset[VoteFailure] = frozenset({"no_score", "out_of_range", "truncated", "empty"})
+"""Failures of one reply, which another one may not have. A prompt that is too long stays too long."""
 
 _UNFINISHED = re.compile(r"[ \t.,/+*~\-\u2013\u2014]*")
 """What may stand between a number and the rest of what it was to become."""
@@ -40,17 +57,15 @@ def propose_prompt(rubric: Rubric, prompts: Sequence[str]) -> tuple[Message, ...
 def parse_vote(rubric: Rubric, generation: Generation, index: int) -> Vote:
     """Read the score out of a judge's reply.
 
-    The rule, with the default pattern: the last `Score:` of the reply counts, read from the same line. Markdown marks,
-    brackets and prose around the number do not matter: `**Score:** 4`, `Score: [4]`, `Score (0-5): 4`, `score: 4/5 points`,
-    `Score: 4.5`, `Score: 4,5`, `Score: 1 + 1 + 1 = 3`. A range (`3-4`, `3~4`), several numbers (`4, 5`, `4 and 5`), other
-    sums (`2*2 = 4`), a percentage, a word (`four`) is no score, and no earlier `Score:` stands in for it.
+    The rules stand in docs/judging.md, with a table that a test checks. In short, with the default pattern: the last `Score:`
+    that is no quotation counts, with the number on its line. Marks, brackets and prose around the number do not matter; a
+    range, several numbers, a percentage or a word is no score, and no earlier `Score:` stands in for it.
 
     The failures: `too_long` (the judge prompt did not fit the context), `content_filter` (the judge's server withheld the
     reply), `empty` (blank reply), `truncated` (the token
     limit cut the reply before a score, or right behind one with nothing but blanks or marks after it: `4.` may have
-    become 4.5, `4 /` a 4/10), `no_score`, `out_of_range` (outside the rubric's scale, or out of another top: `4/10`,
-    `4 points out of 10`). Raises EngineError for an engine failure that says nothing
-    about the reply.
+    become 4.5, `4 /` a 4/10), `no_score`, `out_of_range` (not on the rubric's scale, or out of another top: `4/10`,
+    `4 points out of 10`). Raises EngineError for an engine failure that says nothing about the reply.
     """
     _check_engine(generation)
     score, failure = _read_score(rubric, generation)
@@ -64,15 +79,57 @@ def parse_vote(rubric: Rubric, generation: Generation, index: int) -> Vote:
     )
 
 
-def judgement_of(completion_id: str, votes: Sequence[Vote], min_votes: int) -> Judgement:
-    """All votes on one response. The score is the plain mean of the valid votes, None with fewer than `min_votes`."""
+def asked_again(vote: Vote, answer: Vote) -> Vote:
+    """The new answer to a failed vote's question, with the failed one among its attempts."""
+    assert vote.failure is not None, "a vote with a score is final"
+    failed = Attempt(vote.text, vote.failure, vote.num_tokens, vote.finish_reason)
+    return replace(answer, attempts=(*vote.attempts, failed))
+
+
+def aggregate(scores: Sequence[float], how: Aggregate) -> float:
+    """One score for several. `trimmed-mean` leaves out one lowest and one highest score where there are three or more."""
+    if how == "median":
+        return float(median(scores))
+    if how == "trimmed-mean" and len(scores) >= 3:
+        scores = sorted(scores)[1:-1]
+    return fsum(scores) / len(scores)
+
+
+def judgement_of(
+    completion_id: str,
+    votes: Sequence[Vote],
+    min_votes: int,
+    how: Aggregate = "mean",
+    weights: Mapping[str, float] | None = None,
+) -> Judgement:
+    """All votes on one response, and the score that they give together: None with fewer than `min_votes` valid ones.
+
+    With `weights` (member -> weight) the votes come from a panel: its score is the weighted mean of its members' scores, and
+    None when one of them has fewer than `min_votes`. Without that member it would be the score of another panel, and scores
+    of different panels must not be compared.
+    """
+    if weights is None:
+        return Judgement(completion_id, tuple(votes), _score_of(votes, min_votes, how))
+    assert {vote.member for vote in votes} <= weights.keys(), f"{completion_id}: votes of strangers, members are {set(weights)}"
+    parts = [
+        (weight, _score_of([vote for vote in votes if vote.member == member], min_votes, how))
+        for member, weight in weights.items()
+    ]
+    known = [(weight, score) for weight, score in parts if score is not None]
+    if len(known) < len(parts):
+        return Judgement(completion_id, tuple(votes), None)
+    total = fsum(weight * score for weight, score in known) / fsum(weight for weight, _ in known)
+    return Judgement(completion_id, tuple(votes), total)
+
+
+def _score_of(votes: Sequence[Vote], min_votes: int, how: Aggregate) -> float | None:
     scores = [vote.score for vote in votes if vote.score is not None]
-    enough = len(scores) >= max(min_votes, 1)
-    return Judgement(completion_id, tuple(votes), fsum(scores) / len(scores) if enough else None)
+    return aggregate(scores, how) if len(scores) >= max(min_votes, 1) else None
 
 
 def parse_verdict(rubric: Rubric, generation: Generation) -> Verdict | None:
-    """Which response a pairwise judge prefers: the last `Verdict:` of the reply, read from the same line.
+    """Which response a pairwise judge prefers: the last `Verdict:` of the reply that is no quotation, read
+    from the same line.
 
     None where there is no clear one, where the token limit cut the reply right behind it, and for the request errors
     `too_long` and `content_filter`. Raises EngineError for any other engine failure.
@@ -119,8 +176,6 @@ def _read_score(rubric: Rubric, generation: Generation) -> tuple[float | None, V
         return None, "no_score" if generation.text.strip() else "empty"
     if _is_cut(generation, found.end):
         return None, "truncated"
-    low, high = rubric.scale
-    top = to_number(found.out_of) if found.out_of else None
-    if not low <= score <= high or (top is not None and top != high):
+    if not rubric.allows(score) or any(top != rubric.scale[1] for top in found.tops):
         return None, "out_of_range"
     return score, None

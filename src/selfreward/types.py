@@ -119,9 +119,20 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """A judge's reply without a score that was asked for again."""
+
+    text: str
+    failure: VoteFailure
+    num_tokens: int | None
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class Vote:
-    """One sampled judgement of one response: its raw text and a score, or a named failure; never both.
-    `num_tokens` is None where the judge's server does not tell it."""
+    """One sampled judgement of one response: its raw text and a score, or a named failure; never both. `num_tokens` is None
+    where the judge's server does not tell it. `member` names who gave it by which rubric (`m1 additive`); `attempts` are its
+    earlier replies, all failed, oldest first."""
 
     index: int
     text: str
@@ -129,11 +140,14 @@ class Vote:
     failure: VoteFailure | None
     num_tokens: int | None
     finish_reason: FinishReason
+    member: str = ""
+    attempts: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """All votes on one response. `score` is the mean of the valid votes, None when fewer than `judge.min_votes`."""
+    """All votes on one response. `score` sums the valid ones up as `judge.aggregate` says; None when there are fewer than
+    `judge.min_votes`, of any member of a panel."""
 
     completion_id: str
     votes: tuple[Vote, ...]

@@ -8,8 +8,8 @@ from selfreward.config.endpoints import ENDPOINT_PREFIX, MAX_STOPS, EndpointConf
 from selfreward.config.evals import EvalConfig
 from selfreward.config.load import load_config, parse_config
 from selfreward.config.model import EngineConfig, ModelConfig
-from selfreward.config.players import POLICY, SCRIPTED_PREFIX
-from selfreward.config.rounds import JudgeConfig, PairConfig, ProposeConfig, SampleConfig
+from selfreward.config.players import FIRST, POLICY, SCRIPTED_PREFIX
+from selfreward.config.rounds import JudgeConfig, PairConfig, PanelMember, ProposeConfig, SampleConfig
 from selfreward.config.section import Section
 from selfreward.config.seed import EftConfig, SeedConfig, SourceConfig
 from selfreward.config.training import DpoConfig, OptimConfig, ReplayConfig, SftConfig
@@ -17,6 +17,7 @@ from selfreward.config.tree import Config
 
 __all__ = [
     "ENDPOINT_PREFIX",
+    "FIRST",
     "MAX_STOPS",
     "POLICY",
     "SCRIPTED_PREFIX",
@@ -30,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PairConfig",
+    "PanelMember",
     "ProposeConfig",
     "ReplayConfig",
     "SampleConfig",

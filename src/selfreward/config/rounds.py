@@ -82,11 +82,25 @@ class SampleConfig(Section):
     """Longest response; a candidate that reaches it is dropped as truncated."""
 
 
+class PanelMember(Section):
+    """Who votes, by which rubric, how often, and with which weight; what is left out is taken from `judge.*`."""
+
+    model: str = ""
+    """As `judge.model`; empty: `judge.model`."""
+    rubric: str = ""
+    """As `judge.rubric`; empty: `judge.rubric`. All rubrics of a panel have one scale."""
+    num_votes: int = Field(default=0, ge=0)
+    """Judgements sampled for each response; 0: `judge.num_votes`."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the member's score in the panel's weighted mean."""
+
+
 class JudgeConfig(Section):
     """LLM-as-a-judge (paper section 2.1 and figure 2)."""
 
     model: str = POLICY
-    """`policy` (self-rewarding), a local model folder, `endpoint:NAME`, or `scripted:NAME` (`scripted:random`: the control)."""
+    """`policy` (self-rewarding), `m1` (the run's M1, frozen), a local model folder, a hub id (needs `model.allow_download`),
+    `endpoint:NAME`, or `scripted:NAME` (`scripted:random`: the control)."""
     rubric: str = "additive"
     """A shipped rubric's name or a file."""
     num_votes: int = Field(default=3, ge=1)
@@ -99,11 +113,36 @@ class JudgeConfig(Section):
     """Nucleus sampling mass."""
     max_tokens: int = Field(default=512, ge=1)
     """Longest judgement; one that reaches it without a verdict is a failed vote."""
+    max_retries: int = Field(default=0, ge=0)
+    """How often a failed vote is sampled again; its failed replies are kept. A prompt that is too long or withheld by a server
+    is not asked again."""
+    aggregate: Literal["mean", "median", "trimmed-mean"] = "mean"
+    """A response's score from its valid votes; `trimmed-mean` leaves out one lowest and one highest of three or more."""
+    panel: tuple[PanelMember, ...] = ()
+    """Several judges or rubrics instead of one for the rounds' responses: the score is the weighted mean of the members', and
+    each member needs `min_votes`. EFT, replay and evaluation go by `judge.rubric` alone."""
+
+    @property
+    def members(self) -> tuple[PanelMember, ...]:
+        """Who judges in the rounds, with nothing left out: the panel, or the one judge."""
+        own = {"model": self.model, "rubric": self.rubric, "num_votes": self.num_votes}
+        return tuple(
+            member.model_copy(update={name: value for name, value in own.items() if not getattr(member, name)})
+            for member in self.panel or (PanelMember(),)
+        )
 
     @model_validator(mode="after")
     def _votes_suffice(self) -> "JudgeConfig":
-        if self.min_votes > self.num_votes:
-            raise ValueError(f"min_votes={self.min_votes} is above num_votes={self.num_votes}; lower it or ask for more votes")
+        for member in self.members:
+            if self.min_votes > member.num_votes:
+                raise ValueError(
+                    f"min_votes={self.min_votes} is above num_votes={member.num_votes}; lower it or ask for more votes"
+                )
+        if self.max_retries and self.temperature == 0:
+            raise ValueError("max_retries asks again, but with temperature=0 the reply is always the same; set either")
+        seats = [(member.model, member.rubric) for member in self.members]
+        if twice := [seat for seat in seats if seats.count(seat) > 1]:
+            raise ValueError(f"panel: model {twice[0][0]!r} with rubric {twice[0][1]!r} sits there twice; raise its num_votes")
         return self
 
 

@@ -44,6 +44,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _settings_agree(self) -> "Config":
         roles = {"judge.model": self.judge.model, "propose.model": self.propose.model}
+        roles |= {f"judge.panel[{place}].model": seat.model for place, seat in enumerate(self.judge.panel) if seat.model}
         check_players(self.endpoints, self.model.path, roles)
         formats = [source.format for source in self.seed.sources]
         if self.eval.oracle and "lab" not in formats:

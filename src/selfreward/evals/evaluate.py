@@ -65,12 +65,13 @@ def evaluate(run: Run, name: str, model: Artifact, seed: Artifact, previous: Art
 
 
 def _sections(config: Config, rubric: Rubric, pairwise: Rubric | None) -> Mapping[str, Any]:
-    """What decides the figures beside the inputs. The judge here is always the model itself, so `judge.model` is not in."""
+    """What decides the figures beside the inputs. The judge here is always the model itself, so who judges in
+    the rounds is not in."""
     return {
         "eval": config.eval,
         "dtype": config.model.dtype,
         "engine": {"name": config.engine.name} | ({"script": _script(config)} if config.engine.name == "scripted" else {}),
-        "judge": config.judge.model_dump(mode="json", exclude={"model", "num_votes"}),
+        "judge": config.judge.model_dump(mode="json", exclude={"model", "num_votes", "panel"}),
         "sample": config.sample.model_dump(mode="json", exclude={"num_candidates"}),
         "rubric": rubric.content_hash,
         "pairwise_rubric": pairwise.content_hash if pairwise else None,

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from selfreward.artifacts import Stage
-from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
+from selfreward.engines.voting import sampled_votes
 from selfreward.evals.judge_quality import ScoredSet
-from selfreward.judging import judge_messages, judgement_of, parse_vote
+from selfreward.judging import judgement_of
 from selfreward.rubrics import Rubric
-from selfreward.types import Judgement, RankedSet, Request, Sampling
+from selfreward.types import Judgement, RankedSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +51,8 @@ def count_failures(judgements: Sequence[Judgement]) -> dict[str, int]:
 
 def _judge(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[RankedResponse]) -> list[Judgement]:
     config = stage.config
-    sampling = Sampling(config.judge.max_tokens, config.judge.temperature, config.judge.top_p, stop=rubric.stop)
-    indices = range(config.eval.num_votes)
-    requests = []
-    for item in items:
-        messages = judge_messages(rubric, item.prompt, item.text)
-        requests += [Request(f"{item.id}/{index}", messages, sampling, stage.seed("vote", item.id, index)) for index in indices]
-    replies = iter(collect(stage, engine, requests))
+    cast = sampled_votes(stage, engine, rubric, items, config.eval.num_votes, partial(stage.seed, "vote"))
     return [
-        judgement_of(
-            item.id,
-            tuple(parse_vote(rubric, next(replies), index) for index in indices),
-            config.judge.min_votes,
-        )
-        for item in items
+        judgement_of(item.id, votes, config.judge.min_votes, config.judge.aggregate)
+        for item, votes in zip(items, cast, strict=True)
     ]

@@ -80,7 +80,7 @@ def build_summary(run_dir: RunDir) -> Json:
         "finished": len(records) == len(list(stage_folders(run_dir, config))),
         "models": [_model(run_dir, config, name) for name in names],
         **_differences(run_dir, config, names),
-        "self_judged": config.judge.model == POLICY,
+        "self_judged": all(member.model == POLICY for member in config.judge.members),
         **_round_changes(run_dir, config),
         "rounds": rounds,
         "seconds": round(sum(record["seconds"] for record in records), 3),

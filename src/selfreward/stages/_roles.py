@@ -1,20 +1,20 @@
-"""Who plays a role in a round: the live model, a frozen model folder, an endpoint, or a scripted table."""
+"""Who plays a role in a round: the live model, the run's frozen M1, a model folder, an endpoint, or a scripted table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfreward.artifacts import Artifact, hash_file, hash_model
-from selfreward.config import POLICY, SCRIPTED_PREFIX, Config, EndpointConfig, endpoint_name
+from selfreward.artifacts import Artifact, RunDir, hash_file, hash_model, read_json
+from selfreward.config import FIRST, POLICY, SCRIPTED_PREFIX, Config, EndpointConfig, endpoint_name
 from selfreward.engines.loading import resolve_model_path
 
 
 @dataclass(frozen=True, slots=True)
 class Player:
     """A role filled. `model` is what `open_engine` takes, `label` what records show (`m1`, a folder, `endpoint:NAME`,
-    `scripted:NAME`),
-    `section` what decides its replies beside the weights of the live model, `inputs` those weights' artifact."""
+    `scripted:NAME`), `section` what decides its replies beside the weights of the live model, `inputs` those weights'
+    artifact."""
 
     model: str
     label: str
@@ -22,9 +22,13 @@ class Player:
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
 
 
-def cast_role(setting: str, policy: Artifact, config: Config) -> Player:
-    """The player for a `model` setting; `policy` is the live model of the round."""
+def cast_role(setting: str, policy: Artifact, config: Config, directory: RunDir | None = None) -> Player:
+    """The player for a `model` setting; `policy` is the live model of the round. Only a role that may be played by the run's
+    M1 gives the run's `directory`."""
     section = {"dtype": config.model.dtype, "engine": _engine_section(config)}
+    if setting == FIRST and directory is not None:
+        first = _finished(directory, FIRST)
+        return Player(str(first.checkpoint), FIRST, section, {FIRST: first})
     if setting == POLICY:
         return Player(str(policy.checkpoint), model_name(policy), section, {"model": policy})
     if setting.startswith(SCRIPTED_PREFIX):
@@ -44,6 +48,12 @@ def model_name(model: Artifact) -> str:
     if model.key.startswith("round-"):
         return f"m{int(model.key.split('/')[0].removeprefix('round-')) + 1}"
     return model.key
+
+
+def _finished(directory: RunDir, key: str) -> Artifact:
+    """A stage that is finished before any round begins. Raises CorruptArtifactError without its record."""
+    path = directory.root / key
+    return Artifact(key, path, read_json(path / "record.json")["fingerprint"])
 
 
 def _engine_section(config: Config) -> Mapping[str, Any]:
