@@ -84,6 +84,20 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message] | str) -> list
     return ids
 
 
+def encode_continuations(tokenizer: Tokenizer, prompt: Sequence[Message] | str, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of the prompt followed by each of these beginnings of a reply; an empty one gives `encode_prompt`.
+
+    After a conversation a beginning is encoded as answers are for training (`encode_example`); plain text and what continues
+    it are one text. Either way tokens merge inside a beginning, so one text's ids need not begin with those of a shorter one
+    (`Score: ` and `Score: 4`). Raises ModelError as `render` does.
+    """
+    if isinstance(prompt, str):
+        return [encode_prompt(tokenizer, prompt + text) for text in texts]
+    ids = encode_prompt(tokenizer, prompt)
+    control = _skeleton(tokenizer, tuple(message.role for message in prompt), True).control
+    return [ids + (_encode_data(tokenizer, text, control) if text else []) for text in texts]
+
+
 def encode_example(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
     """(prompt ids, answer ids) of a training example.
 

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 from selfreward.config import POLICY, SCRIPTED_PREFIX, Config
+from selfreward.engines import SCORES_CHOICES
 from selfreward.engines.loading import EMBEDDED, folder_problem
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError
+from selfreward.judging import check_judge_mode
 from selfreward.rubrics import Kind, Rubric, load_rubric
 
 
@@ -19,6 +21,8 @@ def check_config(config: Config) -> list[str]:
     if config.model.chat_template is not None and not Path(config.model.chat_template).is_file():
         raise ConfigError(f"model.chat_template={config.model.chat_template!r} is not a file")
     lines += _check_rubrics(config)
+    check_judge_mode(load_rubric(config.judge.rubric, "pointwise"), config)
+    _check_judge_engine(config)
     proposer = load_rubric(config.propose.template, "propose")
     if config.engine.name == "scripted":
         lines.append(_check_script(config.engine.script or "", "engine.script"))
@@ -37,6 +41,15 @@ def _check_rubrics(config: Config) -> list[str]:
     if config.eval.head_to_head == POLICY:
         wanted.append(("eval.pairwise_rubric", config.eval.pairwise_rubric, "pairwise"))
     return [_describe(setting, load_rubric(name, kind)) for setting, name, kind in wanted]
+
+
+def _check_judge_engine(config: Config) -> None:
+    """Expected scores need an engine that weighs given continuations."""
+    if config.judge.mode == "expected" and config.engine.name not in SCORES_CHOICES:
+        raise ConfigError(
+            f"judge.mode=expected needs an engine that weighs given scores ({', '.join(sorted(SCORES_CHOICES))}); "
+            f"engine.name={config.engine.name} cannot: change either"
+        )
 
 
 def _describe(setting: str, rubric: Rubric) -> str:

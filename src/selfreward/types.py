@@ -5,13 +5,15 @@ Ids are stable: a completion's id is `<prompt id>/<index>`, so a record can be t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import floor
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "error"]
-VoteFailure = Literal["no_score", "out_of_range", "truncated", "empty", "too_long"]
+VoteFailure = Literal["no_score", "out_of_range", "truncated", "empty", "too_long", "off_scale"]
 """Why a vote has no score. `truncated`: the reply hit the token limit before a verdict;
-`too_long`: the judge prompt does not fit the context, nothing was generated."""
+`too_long`: the judge prompt does not fit the context, nothing was generated; `off_scale`: the model gives the legal scores
+less probability than `judge.min_mass`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +79,27 @@ class Sampling:
 class Request:
     """One reply wanted. `prompt` is a conversation (rendered with the chat template, generation prompt added)
     or plain text (continued as it stands). Requests with equal prompts share their prefill.
-    `seed` alone decides this request's random numbers, whatever its neighbours are."""
+    `seed` alone decides this request's random numbers, whatever its neighbours are.
+
+    `reply_prefix` is text that the reply is made to begin with; it is not part of the generation's text. With `choices`
+    nothing is sampled: the probability of each of these continuations of prompt and prefix is wanted instead. A choice ends
+    where its last word ends: `1` is not said by a reply that goes on with `10`, but it is by `1.` or `1 point`."""
 
     id: str
     prompt: tuple[Message, ...] | str
     sampling: Sampling
     seed: int
+    reply_prefix: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """An engine's reply to one request. `text` has no special tokens and no stop string.
     `finish_reason`: `stop` (any control token or a stop string), `length` (max_tokens or context reached),
-    `error` (nothing was generated; `error` names why: `too_long` = the prompt leaves no room in the context)."""
+    `error` (nothing was generated; `error` names why: `too_long` = the prompt leaves no room in the context).
+    For a request with choices `choice_logprobs` holds the natural logarithm of each one's probability, in their order (-inf
+    for 0); `text` is empty then, `num_tokens` 0, and `num_prompt_tokens` counts all tokens that the model read, choices too."""
 
     request_id: str
     text: str
@@ -97,6 +107,7 @@ class Generation:
     num_tokens: int
     finish_reason: FinishReason
     error: str | None = None
+    choice_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One sampled judgement of one response: its raw text and a score, or a named failure; never both."""
+    """One judgement of one response: its raw text and a score, or a named failure; never both.
+
+    With `judge.mode=expected`, `mass` is the probability that the model gave to the legal scores together, `distribution`
+    their shares of it (lowest score first), and `score` the mean of that distribution; None for sampled scores."""
 
     index: int
     text: str
@@ -122,6 +136,13 @@ class Vote:
     failure: VoteFailure | None
     num_tokens: int
     finish_reason: FinishReason
+    mass: float | None = None
+    distribution: tuple[float, ...] | None = None
+
+    @property
+    def histogram_score(self) -> float | None:
+        """The score to count the vote at: an expected score at the nearest whole one."""
+        return self.score if self.score is None or self.mass is None else float(floor(self.score + 0.5))
 
 
 @dataclass(frozen=True, slots=True)

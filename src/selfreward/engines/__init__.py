@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from selfreward.config import SCRIPTED_PREFIX, Config
 from selfreward.engines.base import Engine
 
-__all__ = ["ENGINES", "Engine", "open_engine"]
+__all__ = ["ENGINES", "SCORES_CHOICES", "Engine", "open_engine"]
 
 
 def _open_hf(model: str, config: Config) -> Engine:
@@ -22,6 +22,8 @@ def _open_scripted(model: str, config: Config) -> Engine:
 
 ENGINES: Mapping[str, Callable[[str, Config], Engine]] = {"hf": _open_hf, "scripted": _open_scripted}
 """`engine.name` -> how to open it for a model folder."""
+SCORES_CHOICES = frozenset({"hf", "scripted"})
+"""Engines that can tell how probable given continuations are (`Request.choices`)."""
 
 
 def open_engine(model: str, config: Config) -> Engine:

@@ -8,6 +8,7 @@ from functools import partial
 from selfreward.artifacts import Stage
 from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
+from selfreward.engines.expected import expected_votes
 from selfreward.evals.judge_quality import ScoredSet
 from selfreward.judging import judge_messages, judgement_of, parse_vote
 from selfreward.rubrics import Rubric
@@ -51,6 +52,9 @@ def count_failures(judgements: Sequence[Judgement]) -> dict[str, int]:
 
 def _judge(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[RankedResponse]) -> list[Judgement]:
     config = stage.config
+    if config.judge.mode == "expected":
+        cast = expected_votes(stage, engine, rubric, items, config.eval.num_votes, partial(stage.seed, "vote"))
+        return [judgement_of(item.id, votes, config.judge.min_votes) for item, votes in zip(items, cast, strict=True)]
     sampling = Sampling(config.judge.max_tokens, config.judge.temperature, config.judge.top_p, stop=rubric.stop)
     indices = range(config.eval.num_votes)
     requests = []

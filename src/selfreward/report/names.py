@@ -58,6 +58,7 @@ FAILURES = {
     "truncated": "cut by the token limit",
     "empty": "empty reply",
     "too_long": "prompt too long for the context",
+    "off_scale": "legal scores improbable",
 }
 """Names of failed votes in plain words."""
 
@@ -67,6 +68,7 @@ SHORT_FAILURES = {
     "truncated": "cut",
     "empty": "empty",
     "too_long": "too long",
+    "off_scale": "off scale",
 }
 """The same beside the scores of other votes."""
 

@@ -9,6 +9,7 @@ A rubric file is Markdown with a YAML header:
     scale: [0, 5]             # pointwise: lowest and highest score
     pattern: '...'            # optional; a regular expression whose group `verdict` (or only group) is what was said
     example: 'Score: 4'       # a reply that the pattern must read; optional for propose
+    verdict_prefix: 'Score: ' # pointwise, optional: what a reply without a justification says before the score
     stop: []                  # strings that end the reply
     demonstration: 'Task: {{ prompt }}'   # propose: how one demonstration looks
     separator: "\\n"                       # propose: what stands between two demonstrations
@@ -85,11 +86,13 @@ _CLOSING_TAG = re.compile(r"</([A-Za-z][\w-]*)>")
 
 @dataclass(frozen=True)
 class Found:
-    """A place where a pattern matched: what was said there ('' for nothing clear), the named top of the scale, its end."""
+    """A place where a pattern matched: what was said there ('' for nothing clear), the named top of the scale, the match's
+    end, and where what was said starts (-1 for nothing)."""
 
     said: str
     out_of: str | None
     end: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,12 @@ class Rubric:
     stop: tuple[str, ...]
     demonstration: str
     separator: str
+    verdict_prefix: str = ""
 
     @cached_property
     def content_hash(self) -> str:
-        """16 hex digits over everything that decides the prompts and how replies are read."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """16 hex digits over everything that decides the prompts and how replies are read (`verdict_prefix` does neither)."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "verdict_prefix"}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode("ascii")).hexdigest()[:16]
 
     def fill(self, **values: str) -> str:
@@ -139,8 +143,10 @@ class Rubric:
 
     def _found(self, match: re.Match[str]) -> Found:
         groups = match.groupdict()
-        said = groups["verdict"] if "verdict" in groups else match[1]
-        return Found((said or "").strip(), groups.get("out_of"), match.end())
+        group = "verdict" if "verdict" in groups else 1
+        said = match[group] or ""
+        start = match.start(group) + len(said) - len(said.lstrip())
+        return Found(said.strip(), groups.get("out_of"), match.end(), start)
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
@@ -202,6 +208,7 @@ def parse_rubric(text: str, origin: str) -> Rubric:
         stop=header.stop,
         demonstration=header.demonstration or "",
         separator=header.separator,
+        verdict_prefix=header.verdict_prefix,
     )
     _check(rubric, origin)
     return rubric
@@ -221,6 +228,7 @@ class _Header(BaseModel):
     stop: tuple[str, ...] = ()
     demonstration: str | None = None
     separator: str = "\n"
+    verdict_prefix: str = ""
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
@@ -234,6 +242,8 @@ class _Header(BaseModel):
             raise ValueError(f"format: completion is for propose templates; {self.kind} rubrics are chat")
         if any(not text for text in self.stop):
             raise ValueError("stop: an empty string would stop every reply at once")
+        if self.verdict_prefix and self.kind != "pointwise":
+            raise ValueError("verdict_prefix belongs to pointwise rubrics")
         return self
 
 
@@ -262,8 +272,17 @@ def _check(rubric: Rubric, origin: str) -> None:
         score = to_number(said)
         if score is None or not low <= score <= high:
             raise ConfigError(f"{origin}: the example's score {said!r} is not a number in the scale {low:g} to {high:g}")
+        _check_verdict_prefix(rubric, origin)
     if rubric.kind == "pairwise" and said.upper() not in ("A", "B", "TIE"):
         raise ConfigError(f"{origin}: the example's verdict {said!r} is not A, B or tie")
+
+
+def _check_verdict_prefix(rubric: Rubric, origin: str) -> None:
+    """The pattern must read a score behind the prefix, at both ends of the scale."""
+    for score in rubric.scale if rubric.verdict_prefix else ():
+        found = rubric.find_verdict(f"{rubric.verdict_prefix}{score:g}")
+        if found is None or to_number(found.said) != score:
+            raise ConfigError(f"{origin}: the pattern does not read {score:g} behind verdict_prefix {rubric.verdict_prefix!r}")
 
 
 def to_number(text: str) -> float | None:

@@ -1,4 +1,5 @@
-"""LLM-as-a-judge (paper sections 2.1, 2.3): `judge.num_votes` sampled scores of each candidate, averaged.
+"""LLM-as-a-judge (paper sections 2.1, 2.3): `judge.num_votes` sampled (`judge.mode`: or expected) scores of each candidate,
+averaged.
 
 In: the round's completions, the judge. Out: judgements.parquet, all votes on every completion. A failed vote is missing
 data: it is named and counted, never a number. A candidate with fewer than `judge.min_votes` valid votes has no score
@@ -16,7 +17,8 @@ from selfreward.artifacts import Artifact, Run, Stage, read_rows
 from selfreward.engines import open_engine
 from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
-from selfreward.judging import judge_messages, judgement_of, parse_vote
+from selfreward.engines.expected import expected_votes
+from selfreward.judging import judge_messages, judge_settings, judgement_of, mean_mass, parse_vote
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.stages._roles import cast_role, model_name
 from selfreward.types import Completion, Counts, Drop, Judgement, Request, Sampling
@@ -28,7 +30,7 @@ def run(run: Run, t: int, model: Artifact, samples: Artifact) -> Artifact:
     rubric = load_rubric(config.judge.rubric, "pointwise")
     player = cast_role(config.judge.model, model, config)
     sections = {
-        "judge": config.judge.model_dump(mode="json", exclude={"model"}),
+        "judge": judge_settings(config.judge),
         "rubric": rubric.content_hash,
         "player": player.section,
     }
@@ -51,6 +53,9 @@ def run(run: Run, t: int, model: Artifact, samples: Artifact) -> Artifact:
 def judge_completions(stage: Stage, engine: Engine, rubric: Rubric, completions: Sequence[Completion]) -> list[Judgement]:
     """All votes on these completions, in their order; request ids are `<completion id>/<vote>`."""
     config = stage.config.judge
+    if config.mode == "expected":
+        votes = expected_votes(stage, engine, rubric, completions, config.num_votes, stage.seed)
+        return [judgement_of(item.id, cast, config.min_votes) for item, cast in zip(completions, votes, strict=True)]
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p, stop=rubric.stop)
     requests = []
     for item in completions:
@@ -65,9 +70,11 @@ def judge_completions(stage: Stage, engine: Engine, rubric: Rubric, completions:
 
 
 def describe(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """Failed votes by reason, the histogram of the votes' scores, and the mean of the candidates' scores (None without)."""
+    """Failed votes by reason, the histogram of the votes' scores, the mean of the candidates' scores (None without), and the
+    mean mass of expected scores."""
     votes = [vote for judgement in judgements for vote in judgement.votes]
-    scores = Counter(vote.score for vote in votes if vote.score is not None)
+    scores = Counter(vote.histogram_score for vote in votes if vote.histogram_score is not None)
+    mass = mean_mass(votes)
     means = [judgement.score for judgement in judgements if judgement.score is not None]
     return {
         "num_votes": len(votes),
@@ -75,6 +82,7 @@ def describe(judgements: Sequence[Judgement]) -> dict[str, Any]:
         "failures": dict(sorted(Counter(str(vote.failure) for vote in votes if vote.failure).items())),
         "score_histogram": {f"{score:g}": scores[score] for score in sorted(scores)},
         "mean_score": fsum(means) / len(means) if means else None,
+        **({} if mass is None else {"mean_mass": mass}),
     }
 
 

@@ -1,0 +1,88 @@
+"""Votes by expected score (`judge.mode=expected`): not the score that a judge happens to say, but the mean of all it might.
+
+With `judge.justify` each vote first has a reply of its own, sampled as for `judge.mode=sampled` with the same seed. What
+stands before its score is then given back to the judge, and the probabilities of the legal scores there are the vote. A
+reply without a valid score of its own fails under its own name, as a sampled vote does. Without `judge.justify` the legal
+scores are weighed right behind the rubric's verdict prefix, and nothing is sampled.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from selfreward.artifacts import Stage
+from selfreward.engines.asking import collect
+from selfreward.engines.base import Engine
+from selfreward.judging import check_judge_mode, expected_vote, judge_messages, legal_scores, parse_vote
+from selfreward.rubrics import Rubric
+from selfreward.types import Request, Sampling, Vote
+
+
+class Judged(Protocol):
+    """A response to judge."""
+
+    @property
+    def id(self) -> str:
+        """Unique among the responses judged together."""
+        ...
+
+    @property
+    def prompt(self) -> str:
+        """What was asked."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """What was answered."""
+        ...
+
+
+def expected_votes(
+    stage: Stage,
+    engine: Engine,
+    rubric: Rubric,
+    items: Sequence[Judged],
+    num_votes: int,
+    seed: Callable[[str, int], int],
+) -> list[tuple[Vote, ...]]:
+    """The votes on each item, in their order. Raises ConfigError for a rubric that does not serve, and EngineError."""
+    config = stage.config.judge
+    check_judge_mode(rubric, stage.config)
+    if not config.justify:
+        return [(vote,) for vote in _weigh(stage, engine, rubric, items, [None] * len(items))]
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p, stop=rubric.stop)
+    asked = [(item, index) for item in items for index in range(num_votes)]
+    requests = [
+        Request(f"{item.id}/{index}", judge_messages(rubric, item.prompt, item.text), sampling, seed(item.id, index))
+        for item, index in asked
+    ]
+    replies = collect(stage, engine, requests)
+    votes: list[Vote] = [parse_vote(rubric, reply, index) for reply, (_, index) in zip(replies, asked, strict=True)]
+    scored = [number for number, vote in enumerate(votes) if vote.score is not None]
+    weighed = _weigh(stage, engine, rubric, [asked[number][0] for number in scored], [votes[number] for number in scored])
+    for number, vote in zip(scored, weighed, strict=True):
+        votes[number] = vote
+    return [tuple(votes[start : start + num_votes]) for start in range(0, len(votes), num_votes)]
+
+
+def _weigh(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[Judged], said: Sequence[Vote | None]) -> list[Vote]:
+    """One vote for each item: the legal scores weighed behind what the sampled vote says before its score."""
+    choices = tuple(f"{score:g}" for score in legal_scores(rubric))
+    requests = []
+    for item, vote in zip(items, said, strict=True):
+        prefix = rubric.verdict_prefix
+        if vote is not None:
+            found = rubric.find_verdict(vote.text)
+            assert found is not None, "a vote with a score has a place where it says so"
+            prefix = vote.text[: found.start]
+        requests.append(
+            Request(
+                f"{item.id}/{vote.index if vote else 0}/scores",
+                judge_messages(rubric, item.prompt, item.text),
+                Sampling(max_tokens=1),
+                seed=0,
+                reply_prefix=prefix,
+                choices=choices,
+            )
+        )
+    replies = collect(stage, engine, requests)
+    return [expected_vote(rubric, reply, vote, stage.config.judge.min_mass) for reply, vote in zip(replies, said, strict=True)]
