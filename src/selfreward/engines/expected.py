@@ -66,7 +66,6 @@ def expected_votes(
 
 def _weigh(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[Judged], said: Sequence[Vote | None]) -> list[Vote]:
     """One vote for each item: the legal scores weighed behind what the sampled vote says before its score."""
-    choices = tuple(f"{score:g}" for score in legal_scores(rubric))
     requests = []
     for item, vote in zip(items, said, strict=True):
         prefix = rubric.verdict_prefix
@@ -80,8 +79,9 @@ def _weigh(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[Judged]
                 judge_messages(rubric, item.prompt, item.text),
                 Sampling(max_tokens=1),
                 seed=0,
-                reply_prefix=prefix,
-                choices=choices,
+                reply_prefix=prefix.rstrip(),
+                # The space is weighed with the score: tokenizers that merge the two and others then measure the same.
+                choices=tuple(prefix[len(prefix.rstrip()) :] + str(score) for score in legal_scores(rubric)),
             )
         )
     replies = collect(stage, engine, requests)
