@@ -48,7 +48,7 @@ def expected_votes(
     config = stage.config.judge
     check_judge_mode(rubric, stage.config)
     if not config.justify:
-        return [(vote,) for vote in _weigh(stage, engine, rubric, items, [None] * len(items))]
+        return [(vote,) for vote in _weigh(stage, engine, rubric, [(item, None) for item in items], seed)]
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p, stop=rubric.stop)
     asked = [(item, index) for item in items for index in range(num_votes)]
     requests = [
@@ -58,31 +58,37 @@ def expected_votes(
     replies = collect(stage, engine, requests)
     votes: list[Vote] = [parse_vote(rubric, reply, index) for reply, (_, index) in zip(replies, asked, strict=True)]
     scored = [number for number, vote in enumerate(votes) if vote.score is not None]
-    weighed = _weigh(stage, engine, rubric, [asked[number][0] for number in scored], [votes[number] for number in scored])
+    weighed = _weigh(stage, engine, rubric, [(asked[number][0], votes[number]) for number in scored], seed)
     for number, vote in zip(scored, weighed, strict=True):
         votes[number] = vote
     return [tuple(votes[start : start + num_votes]) for start in range(0, len(votes), num_votes)]
 
 
-def _weigh(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[Judged], said: Sequence[Vote | None]) -> list[Vote]:
+def _weigh(
+    stage: Stage,
+    engine: Engine,
+    rubric: Rubric,
+    said: Sequence[tuple[Judged, Vote | None]],
+    seed: Callable[[str, int], int],
+) -> list[Vote]:
     """One vote for each item: the legal scores weighed behind what the sampled vote says before its score."""
     requests = []
-    for item, vote in zip(items, said, strict=True):
-        prefix = rubric.verdict_prefix
+    for item, vote in said:
+        index, prefix = 0, rubric.verdict_prefix
         if vote is not None:
             found = rubric.find_verdict(vote.text)
             assert found is not None, "a vote with a score has a place where it says so"
-            prefix = vote.text[: found.start]
+            index, prefix = vote.index, vote.text[: found.start]
         requests.append(
             Request(
-                f"{item.id}/{vote.index if vote else 0}/scores",
+                f"{item.id}/{index}/scores",
                 judge_messages(rubric, item.prompt, item.text),
                 Sampling(max_tokens=1),
-                seed=0,
+                seed(item.id, index),
                 reply_prefix=prefix.rstrip(),
                 # The space is weighed with the score: tokenizers that merge the two and others then measure the same.
                 choices=tuple(prefix[len(prefix.rstrip()) :] + str(score) for score in legal_scores(rubric)),
             )
         )
-    replies = collect(stage, engine, requests)
-    return [expected_vote(rubric, reply, vote, stage.config.judge.min_mass) for reply, vote in zip(replies, said, strict=True)]
+    replies = zip(collect(stage, engine, requests), said, strict=True)
+    return [expected_vote(rubric, reply, vote, stage.config.judge.min_mass) for reply, (_, vote) in replies]
