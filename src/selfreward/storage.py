@@ -236,19 +236,20 @@ def _make_record_codec(cls: type[Any]) -> _Codec:
 
 
 def _can_read(stored: pa.DataType, hint: Any) -> bool:
-    """Whether values of a stored type can be read as `hint`: the same type, or it lacks fields that have a default."""
+    """Whether values of a stored type can be read as `hint`: the same type, or one from before a field with a default was
+    added or a field could be None."""
     if dataclasses.is_dataclass(hint) and pa.types.is_struct(stored):
         names = [field.name for field in stored]
         has_default = {field.name: field.default is not dataclasses.MISSING for field in dataclasses.fields(hint)}
         hints = typing.get_type_hints(hint)
         return names == [name for name in hints if name in names or not has_default[name]] and all(
-            field.nullable == _codec(hints[field.name]).nullable and _can_read(field.type, hints[field.name])
+            field.nullable <= _codec(hints[field.name]).nullable and _can_read(field.type, hints[field.name])
             for field in stored
         )
     arguments = [argument for argument in typing.get_args(hint) if argument not in (type(None), Ellipsis)]
     if typing.get_origin(hint) is tuple and pa.types.is_list(stored):
         inner = stored.value_field
-        return bool(inner.nullable == _codec(arguments[0]).nullable and _can_read(inner.type, arguments[0]))
+        return bool(inner.nullable <= _codec(arguments[0]).nullable and _can_read(inner.type, arguments[0]))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return _can_read(stored, arguments[0])
     return bool(stored == _codec(hint).arrow)

@@ -279,6 +279,20 @@ class OldJudgement:
     score: float | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A row whose score is always there."""
+
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MaybeScored:
+    """The same once it may be missing."""
+
+    score: float | None
+
+
 def test_judgements_from_before_are_read(tmp_path: Path) -> None:
     write_rows(tmp_path / "old.parquet", [OldJudgement("c", (OldVote(0, "Score: 4", 4.0, None, 3, "stop"),), 4.0)])
     read = read_rows(tmp_path / "old.parquet", Judgement)
@@ -300,3 +314,11 @@ def test_a_file_that_lacks_a_field_without_default_is_refused(tmp_path: Path) ->
 def _stored(folder: Path) -> Path:
     write_rows(folder / "votes.parquet", [], Vote)
     return folder / "votes.parquet"
+
+
+def test_a_field_may_become_optional_but_not_required(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.parquet", [Scored(4.0)])
+    assert read_rows(tmp_path / "a.parquet", MaybeScored) == [MaybeScored(4.0)]
+    write_rows(tmp_path / "b.parquet", [MaybeScored(4.0)])
+    with pytest.raises(CorruptArtifactError, match="with other types"):
+        read_rows(tmp_path / "b.parquet", Scored)
