@@ -176,6 +176,21 @@ def lab_seeds(
     typer.echo(json.dumps(summary, indent=1) if as_json else seeds_table(summary, _width()))
 
 
+@lab.command("judge-modes")
+def lab_judge_modes(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs, for example the same run with several seeds.")],
+    out: Annotated[Path, typer.Option(help="Folder for the votes and summary.json.")],
+    model: Annotated[str, typer.Option(help="Which model of the runs judges: sft, m1, m2, ...")] = "m1",
+    sets_from: Annotated[Path | None, typer.Option(help="A run whose ranked sets all judge; else each its own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge held-out ranked sets with sampled and with expected scores: which ranks better, and what each costs."""
+    from selfreward.judge_modes import compare_modes, modes_table
+
+    summary = compare_modes(runs, out, model=model, sets_from=sets_from)
+    typer.echo(json.dumps(summary, indent=1) if as_json else modes_table(summary, _width()))
+
+
 @lab.command("data")
 def lab_data(
     out: Annotated[Path, typer.Option(help="Folder for the seed files.")],

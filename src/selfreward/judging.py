@@ -8,11 +8,12 @@ grade itself.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import fsum
+from math import exp, fsum
 from statistics import median
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-from selfreward.errors import DataError, EngineError
+from selfreward.config import Config, JudgeConfig
+from selfreward.errors import ConfigError, DataError, EngineError
 from selfreward.rubrics import Rubric
 from selfreward.rubrics.reading import to_number
 from selfreward.types import (
@@ -125,6 +126,81 @@ def judgement_of(
 def _score_of(votes: Sequence[Vote], min_votes: int, how: Aggregate) -> float | None:
     scores = [vote.score for vote in votes if vote.score is not None]
     return aggregate(scores, how) if len(scores) >= max(min_votes, 1) else None
+
+
+def legal_scores(rubric: Rubric) -> tuple[int, ...]:
+    """The whole numbers of the rubric's scale, lowest first."""
+    low, high = rubric.scale
+    return tuple(range(int(low), int(high) + 1))
+
+
+def judge_settings(config: JudgeConfig) -> dict[str, Any]:
+    """What decides the votes beside who gives them, for fingerprints. What only `judge.mode=expected` uses counts only there:
+    it changes no sampled vote."""
+    unused = {"mode", "justify", "min_mass"} if config.mode == "sampled" else set()
+    return config.model_dump(mode="json", exclude={"model", "panel", *unused})
+
+
+def check_judge_mode(rubric: Rubric, config: Config) -> None:
+    """Raise ConfigError where `judge.mode`, `judge.justify`, the numbers of votes and the rubric do not go together."""
+    judge, (low, high) = config.judge, rubric.scale
+    if judge.mode == "sampled" and not judge.justify:
+        raise ConfigError("judge.justify=false needs judge.mode=expected: sampled judgements justify their scores")
+    if judge.mode == "sampled":
+        return
+    if low != int(low) or high != int(high):
+        raise ConfigError(
+            f"judge.mode=expected weighs whole scores, but the scale of rubric {rubric.name!r} is {low:g} to {high:g}; "
+            "set judge.mode=sampled or another judge.rubric"
+        )
+    if judge.justify:
+        return
+    votes = {"judge.num_votes": judge.num_votes, "eval.num_votes": config.eval.num_votes}
+    votes |= {f"judge.panel[{number}].num_votes": seat.num_votes for number, seat in enumerate(judge.panel) if seat.num_votes}
+    for name, number in votes.items():
+        if number != 1:
+            raise ConfigError(f"{name}={number}, but judge.justify=false samples nothing, so votes are equal; set {name}=1")
+    if judge.max_retries:
+        raise ConfigError(
+            f"judge.max_retries={judge.max_retries}, but judge.justify=false samples nothing to try again; set it to 0"
+        )
+    if not rubric.verdict_prefix:
+        raise ConfigError(
+            f"judge.justify=false: rubric {rubric.name!r} does not say what stands before a score; add verdict_prefix to its "
+            "header (for example 'Score: '), or set judge.justify=true"
+        )
+
+
+def expected_vote(rubric: Rubric, scored: Generation, said: Vote | None, min_mass: float) -> Vote:
+    """The vote of a judge whose legal scores were weighed (`Request.choices`, in the order of `legal_scores`).
+
+    `said` is the sampled vote whose justification came before; its text, tokens and attempts stay. The failures: those of the
+    request (`too_long`: no room for a score), `off_scale` (a mass below `min_mass`, or none at all). Raises EngineError for an
+    engine that weighed nothing.
+    """
+    _check_engine(scored)
+    said = said or Vote(0, "", None, None, 0, scored.finish_reason)
+    if scored.finish_reason == "error":
+        return replace(said, score=None, failure=cast(RequestError, scored.error))
+    scores = legal_scores(rubric)
+    if scored.choice_logprobs is None or len(scored.choice_logprobs) != len(scores):
+        raise EngineError(
+            f"the engine did not weigh the {len(scores)} scores of request {scored.request_id!r}; judge.mode=expected needs "
+            "an engine that can: set engine.name=hf, or judge.mode=sampled"
+        )
+    weights = [exp(value) for value in scored.choice_logprobs]
+    mass = fsum(weights)
+    shares = tuple(weight / mass for weight in weights) if mass else None
+    if shares is None or mass < min_mass:
+        return replace(said, score=None, failure="off_scale", mass=mass, distribution=shares)
+    score = fsum(score * share for score, share in zip(scores, shares, strict=True))
+    return replace(said, score=score, failure=None, mass=mass, distribution=shares)
+
+
+def mean_mass(votes: Sequence[Vote]) -> float | None:
+    """The mean probability of the legal scores; None where no vote has one."""
+    known = [vote.mass for vote in votes if vote.mass is not None]
+    return fsum(known) / len(known) if known else None
 
 
 def parse_verdict(rubric: Rubric, generation: Generation) -> Verdict | None:

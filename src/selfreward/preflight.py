@@ -5,11 +5,13 @@ from itertools import islice
 from pathlib import Path
 
 from selfreward.config import FIRST, MAX_STOPS, POLICY, SCRIPTED_PREFIX, Config, endpoint_name
+from selfreward.engines import ROLE_PREFIXES, SCORES_CHOICES
 from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, folder_problem, has_chat_template
 from selfreward.engines.openai import need_package, read_key
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError, DataError, ModelError
 from selfreward.filters import check_language, read_unsafe_words
+from selfreward.judging import check_judge_mode
 from selfreward.rubrics import Kind, Rubric, load_rubric
 from selfreward.sources import read_source
 from selfreward.stages._panel import panel_rubrics
@@ -30,6 +32,9 @@ def check_config(config: Config) -> list[str]:
     if template not in (None, OWN_TEMPLATE) and not Path(template or "").is_file():
         raise ConfigError(f"model.chat_template={template!r} is not a file, nor {OWN_TEMPLATE!r}")
     lines += _check_rubrics(config)
+    for rubric in (load_rubric(config.judge.rubric, "pointwise"), *panel_rubrics(config.judge)):
+        check_judge_mode(rubric, config)
+    _check_judge_engines(config)
     proposer = load_rubric(config.propose.template, "propose")
     if config.engine.name == "scripted":
         lines.append(_check_script(config.engine.script or "", "engine.script"))
@@ -74,6 +79,23 @@ def _check_judges(config: Config) -> list[str]:
         if seat.model != FIRST:
             lines += _check_role(config, f"{place}.model", seat.model, rubric)
     return lines
+
+
+def _check_judge_engines(config: Config) -> None:
+    """Expected scores need engines that weigh given continuations, for the policy (it judges in evaluations) and all judges."""
+    judge = config.judge
+    wanted: dict[str, str] = {f"engine.name={config.engine.name}": config.engine.name}
+    for number, seat in enumerate(judge.members):
+        setting = f"judge.panel[{number}].model" if judge.panel else "judge.model"
+        for prefix, engine in ROLE_PREFIXES.items():
+            if seat.model.startswith(prefix):
+                wanted[f"{setting}={seat.model}"] = engine
+    for setting, engine in wanted.items():
+        if judge.mode == "expected" and engine not in SCORES_CHOICES:
+            raise ConfigError(
+                f"judge.mode=expected needs an engine that weighs given scores ({', '.join(sorted(SCORES_CHOICES))}); "
+                f"{setting} cannot: change either"
+            )
 
 
 def _describe(setting: str, rubric: Rubric) -> str:

@@ -17,7 +17,7 @@ LAYERS = {
     "engines": 3, "lab": 3, "training": 3,
     "evals": 4, "stages": 4,
     "pipeline": 5, "preflight": 5, "report": 5,
-    "cli": 6, "experiments": 6,
+    "cli": 6, "experiments": 6, "judge_modes": 6,
 }  # fmt: skip
 
 SAME_LAYER = {
@@ -27,6 +27,8 @@ SAME_LAYER = {
     ("training", "engines"): "both load a model folder; engines.loading does it",
     ("engines", "lab"): "model.path=lab names the embedded model's folder",
     ("cli", "experiments"): "a command runs it",
+    ("cli", "judge_modes"): "a command runs it",
+    ("judge_modes", "experiments"): "one arithmetic over seeds",
 }
 """Edges inside a layer that are allowed, with the reason."""
 

@@ -84,7 +84,7 @@ def test_an_unknown_endpoint_is_named_when_the_config_loads(role: str) -> None:
 
 
 def test_every_member_of_a_panel_is_looked_up() -> None:
-    with pytest.raises(ConfigError, match=r"judge\.panel\[1\]\.model='endpoint:fra' names no endpoint; did you mean endpoint:far"):
+    with pytest.raises(ConfigError, match=r"judge\.panel\[1\]\.model=.endpoint:fra. names no endpoint; did you mean"):
         parse_config({**tree(), "judge": {"panel": [{"model": "endpoint:far"}, {"model": "endpoint:fra"}]}})
 
 

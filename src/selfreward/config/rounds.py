@@ -113,6 +113,13 @@ class JudgeConfig(Section):
     """Nucleus sampling mass."""
     max_tokens: int = Field(default=512, ge=1)
     """Longest judgement; one that reaches it without a verdict is a failed vote."""
+    mode: Literal["sampled", "expected"] = "sampled"
+    """`sampled`: a vote is the score that a sampled judgement says (the paper). `expected`: the mean of all legal scores, each
+    weighed with the model's probability for it in that place. EFT targets and replay are always sampled."""
+    justify: bool = True
+    """For `expected`: weigh the scores behind a sampled justification; `false`: at once, with 1 as every `num_votes`."""
+    min_mass: float = Field(default=0.5, ge=0, le=1)
+    """For `expected`: a vote fails as `off_scale` where all legal scores together have less probability than this."""
     max_retries: int = Field(default=0, ge=0)
     """How often a failed vote is sampled again; its failed replies are kept. A prompt that is too long or withheld by a server
     is not asked again."""

@@ -124,6 +124,11 @@ class OpenAIEngine(Engine):
         """Refuse what the API cannot be asked, and more than `max_requests` leaves, before anything is sent."""
         for request in requests:
             sampling = request.sampling
+            if request.choices or request.reply_prefix:
+                raise EngineError(
+                    f"request {request.id!r} has choices or the beginning of a reply, which the API cannot be given; endpoint "
+                    f"{self._name!r} takes no judge.mode=expected"
+                )
             if isinstance(request.prompt, str) != (self._endpoint.api == "completions"):
                 kind = "plain text" if isinstance(request.prompt, str) else "a conversation"
                 raise EngineError(

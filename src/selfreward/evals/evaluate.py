@@ -31,6 +31,7 @@ from selfreward.evals.head_to_head import (
 )
 from selfreward.evals.judge_quality import ORDER_RULE, TIE_RULE, judge_measures
 from selfreward.evals.judging import count_failures, judge_ranked, scored_sets
+from selfreward.judging import judge_settings, mean_mass
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.types import (
     Completion,
@@ -71,7 +72,7 @@ def _sections(config: Config, rubric: Rubric, pairwise: Rubric | None) -> Mappin
         "eval": config.eval,
         "dtype": config.model.dtype,
         "engine": {"name": config.engine.name} | ({"script": _script(config)} if config.engine.name == "scripted" else {}),
-        "judge": config.judge.model_dump(mode="json", exclude={"model", "num_votes", "panel"}),
+        "judge": {name: value for name, value in judge_settings(config.judge).items() if name != "num_votes"},
         "sample": config.sample.model_dump(mode="json", exclude={"num_candidates"}),
         "rubric": rubric.content_hash,
         "pairwise_rubric": pairwise.content_hash if pairwise else None,
@@ -155,6 +156,7 @@ class _Evaluation:
         num_sets: int,
         contest: Mapping[str, Any] | None,
     ) -> Mapping[str, Any]:
+        mass = mean_mass([vote for judgement in judgements for vote in judgement.votes])
         return {
             "model": self.name,
             "figures": figures,
@@ -167,6 +169,7 @@ class _Evaluation:
                 "unscored": sum(judgement.score is None for judgement in judgements),
                 "votes": sum(len(judgement.votes) for judgement in judgements),
                 "failed_votes": count_failures(judgements),
+                **({} if mass is None else {"mean_mass": mass}),
             },
             "head_to_head": contest,
             "rules": {"ties": TIE_RULE, "orders": ORDER_RULE},

@@ -7,6 +7,7 @@ from functools import partial
 
 from selfreward.artifacts import Stage
 from selfreward.engines.base import Engine
+from selfreward.engines.expected import expected_votes
 from selfreward.engines.voting import sampled_votes
 from selfreward.evals.judge_quality import ScoredSet
 from selfreward.judging import judgement_of
@@ -51,7 +52,8 @@ def count_failures(judgements: Sequence[Judgement]) -> dict[str, int]:
 
 def _judge(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[RankedResponse]) -> list[Judgement]:
     config = stage.config
-    cast = sampled_votes(stage, engine, rubric, items, config.eval.num_votes, partial(stage.seed, "vote"))
+    ask = expected_votes if config.judge.mode == "expected" else sampled_votes
+    cast = ask(stage, engine, rubric, items, config.eval.num_votes, partial(stage.seed, "vote"))
     return [
         judgement_of(item.id, votes, config.judge.min_votes, config.judge.aggregate)
         for item, votes in zip(items, cast, strict=True)

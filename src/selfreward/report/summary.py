@@ -126,7 +126,7 @@ def _vote_figures(config: Config, judgements: Sequence[Judgement], prefix: str, 
     """Scores and failures of these judgements; `source` names their place in the seeds of the intervals."""
     votes = [vote for judgement in judgements for vote in judgement.votes]
     failures = Counter(vote.failure for vote in votes if vote.failure)
-    scores = Counter(f"{vote.score:g}" for vote in votes if vote.score is not None)
+    scores = Counter(f"{vote.histogram_score:g}" for vote in votes if vote.histogram_score is not None)
     mean, failed = judge_mean_units(judgements), failure_units(judgements)
     samples = config.eval.bootstrap_samples
     return {

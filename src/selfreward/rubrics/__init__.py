@@ -11,6 +11,7 @@ A rubric file is Markdown with a YAML header:
     language: en              # what the body and the replies are written in
     pattern: '...'            # optional; a regular expression whose group `verdict` (or only group) is what was said
     example: 'Score: 4'       # a reply that the pattern must read; optional for propose
+    verdict_prefix: 'Score: ' # pointwise, optional: what a reply without a justification says before the score
     stop: []                  # strings that end the reply
     demonstration: 'Task: {{ prompt }}'   # propose: how one demonstration looks
     separator: "\\n"                       # propose: what stands between two demonstrations
@@ -83,12 +84,13 @@ _FOREIGN = re.compile(r"\{[{%#][^\n]{0,40}")
 
 @dataclass(frozen=True)
 class Found:
-    """A place where a pattern matched: what was said there ('' for nothing clear), the tops of the scale that it names, and
-    the match's end."""
+    """A place where a pattern matched: what was said there ('' for nothing clear), the tops of the scale that it names, the
+    match's end, and where what was said starts (-1 for nothing)."""
 
     said: str
     tops: tuple[float, ...]
     end: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,13 @@ class Rubric:
     separator: str
     decimals: bool
     language: str
+    verdict_prefix: str = ""
 
     @cached_property
     def content_hash(self) -> str:
-        """16 hex digits over everything that decides the prompts and how replies are read."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__} | {"reading": READING_RULES}
+        """16 hex digits over everything that decides the prompts and how replies are read (`verdict_prefix` does neither)."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "verdict_prefix"}
+        fields["reading"] = READING_RULES
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode("ascii")).hexdigest()[:16]
 
     def fill(self, **values: str) -> str:
@@ -157,8 +161,10 @@ class Rubric:
 
     def _found(self, match: re.Match[str]) -> Found:
         groups = match.groupdict()
-        said = groups["verdict"] if "verdict" in groups else match[1]
-        return Found((said or "").strip(), tops_of_scale(groups.get("out_of"), groups.get("within")), match.end())
+        group = "verdict" if "verdict" in groups else 1
+        said = match[group] or ""
+        start = match.start(group) + len(said) - len(said.lstrip())
+        return Found(said.strip(), tops_of_scale(groups.get("out_of"), groups.get("within")), match.end(), start)
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
@@ -240,6 +246,7 @@ def parse_rubric(text: str, origin: str) -> Rubric:
         separator=header.separator,
         decimals=header.decimals,
         language=header.language,
+        verdict_prefix=header.verdict_prefix,
     )
     _check(rubric, origin)
     return rubric
@@ -261,6 +268,7 @@ class _Header(BaseModel):
     separator: str = "\n"
     decimals: bool = True
     language: str = Field(default="en", pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]+)*$")
+    verdict_prefix: str = ""
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
@@ -278,6 +286,8 @@ class _Header(BaseModel):
             raise ValueError(f"format: completion is for propose templates; {self.kind} rubrics are chat")
         if any(not text for text in self.stop):
             raise ValueError("stop: an empty string would stop every reply at once")
+        if self.verdict_prefix and self.kind != "pointwise":
+            raise ValueError("verdict_prefix belongs to pointwise rubrics")
         return self
 
 
@@ -296,6 +306,7 @@ def _check(rubric: Rubric, origin: str) -> None:
         if score is None or not rubric.allows(score):
             whole = "" if rubric.decimals else "whole "
             raise ConfigError(f"{origin}: the example's score {said!r} is not a {whole}number in the scale {low:g} to {high:g}")
+        _check_verdict_prefix(rubric, origin)
     if rubric.kind == "pairwise" and said.upper() not in ("A", "B", "TIE"):
         raise ConfigError(f"{origin}: the example's verdict {said!r} is not A, B or tie")
 
@@ -326,6 +337,14 @@ def _check_pattern(rubric: Rubric, origin: str) -> None:
         raise ConfigError(f"{origin}: pattern {rubric.pattern!r} is no regular expression: {error}") from error
     if "verdict" not in groups and re.compile(rubric.pattern).groups != 1:
         raise ConfigError(f"{origin}: pattern {rubric.pattern!r} needs one group, or a group (?P<verdict>...), for the verdict")
+
+
+def _check_verdict_prefix(rubric: Rubric, origin: str) -> None:
+    """The pattern must read a score behind the prefix, at both ends of the scale."""
+    for score in rubric.scale if rubric.verdict_prefix else ():
+        found = rubric.find_verdict(f"{rubric.verdict_prefix}{score:g}")
+        if found is None or to_number(found.said) != score:
+            raise ConfigError(f"{origin}: the pattern does not read {score:g} behind verdict_prefix {rubric.verdict_prefix!r}")
 
 
 def _substitute(template: str, values: dict[str, str]) -> str:

@@ -1,4 +1,5 @@
-"""LLM-as-a-judge (paper sections 2.1, 2.3): `judge.num_votes` sampled scores of each candidate, averaged.
+"""LLM-as-a-judge (paper sections 2.1, 2.3): `judge.num_votes` sampled (`judge.mode`: or expected) scores of each candidate,
+averaged.
 
 In: the round's completions, the judge or the members of a panel. Out: judgements.parquet, all votes on every completion. A
 failed vote is missing data: it is sampled again up to `judge.max_retries` times, then named and counted, never a number. A
@@ -17,8 +18,9 @@ from typing import Any
 from selfreward.artifacts import Artifact, Run, Stage, read_rows
 from selfreward.engines import open_engine
 from selfreward.engines.base import Engine
+from selfreward.engines.expected import expected_votes
 from selfreward.engines.voting import sampled_votes
-from selfreward.judging import judgement_of
+from selfreward.judging import judge_settings, judgement_of, mean_mass
 from selfreward.stages._panel import Judge, cast_panel, roles_of
 from selfreward.stages._roles import model_name
 from selfreward.types import Completion, Counts, Drop, Judgement
@@ -28,7 +30,7 @@ def run(run: Run, t: int, model: Artifact, samples: Artifact) -> Artifact:
     """Judge every completion with who `judge.model` or `judge.panel` names."""
     judges = cast_panel(run, model)
     sections = {
-        "judge": run.config.judge.model_dump(mode="json", exclude={"model", "panel"}),
+        "judge": judge_settings(run.config.judge),
         "members": {str(number): judge.section for number, judge in enumerate(judges)},
     }
     inputs = {"samples": samples}
@@ -55,7 +57,8 @@ def judge_completions(stage: Stage, engine: Engine, judge: Judge, completions: S
     def seed(item_id: str, index: int, *attempt: int) -> int:
         return stage.seed(item_id, judge.first_vote + index, *attempt)
 
-    cast = sampled_votes(stage, engine, judge.rubric, completions, judge.seat.num_votes, seed)
+    ask = expected_votes if config.mode == "expected" else sampled_votes
+    cast = ask(stage, engine, judge.rubric, completions, judge.seat.num_votes, seed)
     rows = []
     for item, votes in zip(completions, cast, strict=True):
         named = [replace(vote, index=judge.first_vote + vote.index, member=judge.name) for vote in votes]
@@ -91,10 +94,11 @@ def _combine(stage: Stage, judges: Sequence[Judge], tables: Sequence[Sequence[Ju
 
 
 def describe(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """Failed votes by reason, failed replies that were asked for again, the histogram of the votes' scores,
-    and the mean of the candidates' scores (None without)."""
+    """Failed votes by reason, failed replies that were asked for again, the histogram of the votes' scores, the mean of
+    the candidates' scores (None without), and the mean mass of expected scores."""
     votes = [vote for judgement in judgements for vote in judgement.votes]
-    scores = Counter(vote.score for vote in votes if vote.score is not None)
+    scores = Counter(vote.histogram_score for vote in votes if vote.histogram_score is not None)
+    mass = mean_mass(votes)
     means = [judgement.score for judgement in judgements if judgement.score is not None]
     retried = Counter(attempt.failure for vote in votes for attempt in vote.attempts)
     return {
@@ -105,6 +109,7 @@ def describe(judgements: Sequence[Judgement]) -> dict[str, Any]:
         "retried_failures": dict(sorted(retried.items())),
         "score_histogram": {f"{score:g}": scores[score] for score in sorted(scores)},
         "mean_score": fsum(means) / len(means) if means else None,
+        **({} if mass is None else {"mean_mass": mass}),
     }
 
 
