@@ -34,13 +34,13 @@ def check_config(config: Config) -> list[str]:
     lines += _check_rubrics(config)
     for rubric in (load_rubric(config.judge.rubric, "pointwise"), *panel_rubrics(config.judge)):
         check_judge_mode(rubric, config)
-    _check_judge_engines(config)
+    check_judge_engines(config)
     proposer = load_rubric(config.propose.template, "propose")
     if config.engine.name == "scripted":
         lines.append(_check_script(config.engine.script or "", "engine.script"))
     lines.append(_check_model(config, "model.path", config.model.path))
     lines += _check_judges(config)
-    lines += _check_role(config, "propose.model", config.propose.model, proposer)
+    lines += check_role(config, "propose.model", config.propose.model, proposer)
     lines += _check_filters(config)
     lines += check_seed(config)
     return lines
@@ -77,11 +77,11 @@ def _check_judges(config: Config) -> list[str]:
         if config.judge.panel:
             lines.append(_describe(f"{place}.rubric", rubric))
         if seat.model != FIRST:
-            lines += _check_role(config, f"{place}.model", seat.model, rubric)
+            lines += check_role(config, f"{place}.model", seat.model, rubric)
     return lines
 
 
-def _check_judge_engines(config: Config) -> None:
+def check_judge_engines(config: Config) -> None:
     """Expected scores need engines that weigh given continuations, for the policy (it judges in evaluations) and all judges."""
     judge = config.judge
     wanted: dict[str, str] = {f"engine.name={config.engine.name}": config.engine.name}
@@ -102,7 +102,7 @@ def _describe(setting: str, rubric: Rubric) -> str:
     return f"{setting}: {rubric.name} ({rubric.content_hash[:12]})"
 
 
-def _check_role(config: Config, setting: str, model: str, rubric: Rubric) -> list[str]:
+def check_role(config: Config, setting: str, model: str, rubric: Rubric) -> list[str]:
     """A role's own player, who is asked with this rubric; nothing to check when the live model plays it."""
     if model == POLICY:
         return []

@@ -215,6 +215,14 @@ def read_rows(path: str | Path, cls: type[T]) -> list[T]:
     return [decode(row) for row in table.to_pylist()]
 
 
+def holds_rows(path: str | Path, cls: type[Any]) -> bool:
+    """Whether a file is a table that `write_rows` wrote of rows of type `cls`. False for a file that is no Parquet."""
+    try:
+        return bool(pq.read_schema(path).equals(arrow_schema(cls)))
+    except (OSError, pa.ArrowException):
+        return False
+
+
 def read_rows_metadata(path: str | Path) -> dict[str, str]:
     """The `metadata` that `write_rows` stored. Raises CorruptArtifactError as `read_rows` does."""
     metadata = _read_table(path).schema.metadata or {}

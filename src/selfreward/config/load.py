@@ -28,6 +28,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not OmegaConf.is_dict(tree):
         raise ConfigError(f"{path} must hold a mapping of settings at its top level")
+    return _with_overrides(tree, overrides, str(path))
+
+
+def default_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """The default settings, with `a.b=c` overrides applied; raises ConfigError as `load_config` does."""
+    return _with_overrides(OmegaConf.create({"name": name}), overrides, "settings")
+
+
+def parse_config(tree: Any, origin: str = "config") -> Config:
+    """Validate a plain mapping; see `load_config`."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [explain(item, Config) for item in error.errors()]
+        raise ConfigError(f"{origin}: " + "; ".join(lines)) from error
+
+
+def _with_overrides(tree: Any, overrides: Sequence[str], origin: str) -> Config:
     for override in overrides:
         if "=" not in override or override.startswith("="):
             raise ConfigError(f"override {override!r} must look like section.key=value")
@@ -38,14 +56,5 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         plain = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path} cannot be resolved: {one_line(error)}") from error
-    return parse_config(plain, origin=str(path))
-
-
-def parse_config(tree: Any, origin: str = "config") -> Config:
-    """Validate a plain mapping; see `load_config`."""
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        lines = [explain(item, Config) for item in error.errors()]
-        raise ConfigError(f"{origin}: " + "; ".join(lines)) from error
+        raise ConfigError(f"{origin} cannot be resolved: {one_line(error)}") from error
+    return parse_config(plain, origin)

@@ -26,11 +26,20 @@ class RankedResponse:
 
 def judge_ranked(stage: Stage, engine: Engine, rubric: Rubric, sets: Sequence[RankedSet]) -> list[Judgement]:
     """`eval.num_votes` judgements of each response by the engine's model, in the order of sets and responses."""
-    items = [
+    return judge_responses(stage, engine, rubric, responses_of(sets))
+
+
+def responses_of(sets: Sequence[RankedSet]) -> list[RankedResponse]:
+    """All responses, in the order of sets and responses."""
+    return [
         RankedResponse(f"{ranked.id}/{index}", ranked.prompt, text)
         for ranked in sets
         for index, text in enumerate(ranked.responses)
     ]
+
+
+def judge_responses(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[RankedResponse]) -> list[Judgement]:
+    """`eval.num_votes` judgements of each response by the engine's model, in their order."""
     size = max(1, stage.config.engine.chunk_size // stage.config.eval.num_votes)
     return stage.chunks("votes", items, size, partial(_judge, stage, engine, rubric), Judgement)
 

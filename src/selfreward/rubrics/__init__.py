@@ -200,6 +200,14 @@ def load_rubric(name_or_path: str, kind: Kind, setting: str | None = None) -> Ru
     placeholder, pattern that does not compile or does not read the example, example outside the scale.
     """
     setting = setting or SETTINGS[kind]
+    rubric = read_rubric(name_or_path, setting)
+    if rubric.kind != kind:
+        raise ConfigError(f"{setting}={name_or_path!r} is of kind {rubric.kind}, but {kind} is needed")
+    return rubric
+
+
+def read_rubric(name_or_path: str, setting: str) -> Rubric:
+    """A rubric of whatever kind; see `load_rubric`."""
     shipped = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.md"))}
     path = shipped.get(name_or_path, Path(name_or_path))
     if not path.is_file():
@@ -211,12 +219,9 @@ def load_rubric(name_or_path: str, kind: Kind, setting: str | None = None) -> Ru
             raise ConfigError(
                 f"{setting}={name_or_path!r}: {path} is larger than {MAX_FILE_BYTES:,} bytes, too large for a rubric"
             )
-        rubric = parse_rubric(path.read_text(encoding="utf-8"), origin=str(path))
+        return parse_rubric(path.read_text(encoding="utf-8"), origin=str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{setting}={name_or_path!r}: {path} cannot be read: {error}") from error
-    if rubric.kind != kind:
-        raise ConfigError(f"{setting}={name_or_path!r} is of kind {rubric.kind}, but {kind} is needed")
-    return rubric
 
 
 def parse_rubric(text: str, origin: str) -> Rubric:

@@ -25,17 +25,22 @@ class Player:
 def cast_role(setting: str, policy: Artifact, config: Config, directory: RunDir | None = None) -> Player:
     """The player for a `model` setting; `policy` is the live model of the round. Only a role that may be played by the run's
     M1 gives the run's `directory`."""
-    section = {"dtype": config.model.dtype, "engine": _engine_section(config)}
+    section = _local_section(config)
     if setting == FIRST and directory is not None:
         first = _finished(directory, FIRST)
         return Player(str(first.checkpoint), FIRST, section, {FIRST: first})
     if setting == POLICY:
         return Player(str(policy.checkpoint), model_name(policy), section, {"model": policy})
+    return frozen_player(setting, config)
+
+
+def frozen_player(setting: str, config: Config) -> Player:
+    """The player for a `model` setting that names a model no run trains: a folder or hub id, an endpoint, a script."""
     if setting.startswith(SCRIPTED_PREFIX):
         return Player(setting, setting, {"script": _script_hash(setting.removeprefix(SCRIPTED_PREFIX))})
     if (name := endpoint_name(setting)) is not None:
         return Player(setting, setting, {"endpoint": _endpoint_section(config.endpoints[name])})
-    return Player(setting, setting, {**section, "weights": weights_of(resolve_model_path(setting))})
+    return Player(setting, setting, {**_local_section(config), "weights": weights_of(resolve_model_path(setting))})
 
 
 def weights_of(path: str) -> str:
@@ -54,6 +59,10 @@ def _finished(directory: RunDir, key: str) -> Artifact:
     """A stage that is finished before any round begins. Raises CorruptArtifactError without its record."""
     path = directory.root / key
     return Artifact(key, path, read_json(path / "record.json")["fingerprint"])
+
+
+def _local_section(config: Config) -> dict[str, Any]:
+    return {"dtype": config.model.dtype, "engine": _engine_section(config)}
 
 
 def _engine_section(config: Config) -> Mapping[str, Any]:
