@@ -166,7 +166,7 @@ def seeds(tmp_path: Path) -> dict[str, Any]:
     ift = [{"prompt": f"Name a river ({number}).", "response": f"The {rivers[number % 4]}."} for number in range(16)]
     for name, rows in (("ift", ift), ("heldout_prompts", [{"prompt": "Name another river of the south."}])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"source": "files", "path": str(folder)}
+    return {"sources": [{"format": "seed-folder"}], "path": str(folder)}
 
 
 @pytest.mark.parametrize("build", [gpt_like, llama_like])

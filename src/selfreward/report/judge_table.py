@@ -42,10 +42,11 @@ def render_judge(summary: Mapping[str, Any], width: int = 80) -> str:
     if "figures" in summary and "health" in summary:
         rows = {name: figures.get(name, _NOTHING) for name in names if name != "first_position"}
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("figure", "value", "95 % interval", "n"):
+    for heading in ("figure", "value", "95 % interval", "prompts"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     for name, figure in rows.items():
-        table.add_row(names[name], _number(figure["value"]), _interval(figure), f"{figure['n']:,}")
+        unit = " responses" if name == "length_overall" else ""
+        table.add_row(names[name], _number(figure["value"]), _interval(figure), f"{figure['n']:,}{unit}")
     console.print(table)
     if "votes" in summary:
         console.print(_votes(summary["votes"]))
