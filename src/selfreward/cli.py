@@ -6,6 +6,7 @@ to a file whose name is shown.
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -95,9 +96,13 @@ def stage(
 
 @app.command()
 def seed(config_file: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Read and split the seed data alone, and show what was kept and what left. Needs no model."""
+    """Read and split the seed data alone, and show what was kept and what left. Needs no model.
+
+    With other settings it reads again, as long as nothing else of the run is finished.
+    """
     from selfreward.artifacts import Run, RunDir
     from selfreward.config import load_config
+    from selfreward.errors import DriftError
     from selfreward.preflight import check_seed
     from selfreward.progress import RichProgress
     from selfreward.report.seed_table import render_seed, seed_summary
@@ -105,9 +110,17 @@ def seed(config_file: ConfigFile, overrides: Overrides = None, as_json: AsJson =
 
     config = load_config(config_file, overrides or [])
     check_seed(config)
+    directory = RunDir(Path(config.run_dir) / config.name)
     with Run.open(config, RichProgress()) as run:
-        made = seed_stage.run(run)
-    summary = seed_summary(RunDir(Path(config.run_dir) / config.name))
+        try:
+            made = seed_stage.run(run)
+        except DriftError:
+            if list(directory.root.rglob("record.json")) != [directory.seed / "record.json"]:
+                raise
+            typer.echo("the settings or files changed: reading the seed data again", err=True)
+            shutil.rmtree(directory.seed)
+            made = seed_stage.run(run)
+    summary = seed_summary(directory)
     typer.echo(json.dumps(summary, indent=1) if as_json else f"{render_seed(summary, _width())}tables:  {made.path}")
 
 
@@ -173,7 +186,7 @@ def lab_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     start: Annotated[Path | None, typer.Option("--from", help="A model of the first phase, to run the later ones on.")] = None,
     scale: Annotated[float, typer.Option(help="Share of the recipe's tokens, for a quick try.")] = 1.0,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Pretrain the embedded model M0 from its raw corpus."""
     import dataclasses
@@ -286,8 +299,6 @@ def _need_run(root: Path) -> None:
 
 
 def _width() -> int:
-    import shutil
-
     return min(shutil.get_terminal_size((80, 24)).columns, 120)
 
 

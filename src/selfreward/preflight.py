@@ -64,7 +64,7 @@ def _check_filters(config: Config) -> list[str]:
     if propose.unsafe_words_file is not None:
         lines.append(f"propose.unsafe_words_file: {len(read_unsafe_words(propose.unsafe_words_file)):,} words and phrases")
     if propose.lang is not None:
-        check_language(propose.lang)
+        check_language(propose.lang, "propose.lang")
         lines.append(f"propose.lang: {propose.lang}")
     return lines
 
@@ -210,6 +210,8 @@ def check_seed(config: Config) -> list[str]:
                 f"{label}: {source.path!r} is no file or folder here; set its path (or seed.path), "
                 f"or {label}.allow_download=true for a data set of the hub"
             )
+        if source.lang is not None:
+            check_language(source.lang, f"{label}.lang")
         reading, items = read_source(source, "", config.seed.on_bad_row)
         num_rows = sum(1 for _ in islice(items, FIRST_ROWS))
         if not num_rows:

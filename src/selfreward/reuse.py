@@ -14,6 +14,7 @@ RECORD = "record.json"
 PARTS = "parts"
 WEIGHTS = ".safetensors"
 """Files of this kind are too large to be hashed at every reuse; loading them finds a cut file."""
+_HASH = re.compile(r'"[0-9a-f]{64}"')
 _OPTIMIZER_STATE = re.compile(r"(optimizer|scheduler|rng_state)[^/]*$")
 
 
@@ -46,7 +47,7 @@ def check_finished(key: str, path: Path, fingerprint: str, identity: Mapping[str
     if record["fingerprint"] != fingerprint:
         old, new = (_flatten({name: tree[name] for name in identity}) for tree in (record, identity))
         changes = [
-            f"{name} was {_show(old, name)}, is {_show(new, name)}"
+            _change(name, _show(old, name), _show(new, name))
             for name in sorted(old.keys() | new.keys())
             if _show(old, name) != _show(new, name)
         ]
@@ -87,6 +88,13 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
     return flat
+
+
+def _change(name: str, old: str, new: str) -> str:
+    """What differs; a content hash says nothing to a person beyond that it is another one."""
+    if _HASH.fullmatch(old) and _HASH.fullmatch(new):
+        return f"the contents of {name} changed"
+    return f"{name} was {old}, is {new}"
 
 
 def _show(flat: Mapping[str, Any], name: str) -> str:

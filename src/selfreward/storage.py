@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfreward.errors import CorruptArtifactError, DataError, ModelError
+from selfreward.texts import one_line
 
 T = TypeVar("T")
 
@@ -239,8 +240,9 @@ def _read_table(path: str | Path) -> pa.Table:
         data = Path(path).read_bytes()
         return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise CorruptArtifactError(f"{path} cannot be read: {reason}; delete its stage folder to make it again") from error
+        raise CorruptArtifactError(
+            f"{path} cannot be read: {one_line(error)}; delete its stage folder to make it again"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ def test_a_run_from_the_command_line_to_the_report(
         "num_rounds": 1,
         "model": {"path": str(tiny_model_dir)},
         "engine": {"name": "scripted", "script": str(tmp_path / "script.json"), "threads": 1, "device": "cpu"},
-        "seed": {"source": "files", "path": str(write_seeds(tmp_path / "seeds"))},
+        "seed": {"sources": [{"format": "seed-folder"}], "path": str(write_seeds(tmp_path / "seeds"))},
         "endpoints": {"far": server.settings(api_key_env="FAR_KEY", send_seed=True)},
         "judge": {**SETTINGS["judge"], "model": "endpoint:far"},
         "propose": {**SETTINGS["propose"], "model": "endpoint:far"},

@@ -11,7 +11,7 @@ from selfreward.config import EngineConfig
 from selfreward.engines import ROLE_ENGINES
 
 LAYERS = {
-    "errors": 0, "types": 0,
+    "errors": 0, "texts": 0, "types": 0,
     "config": 1, "environment": 1, "progress": 1, "reuse": 1, "rundir": 1, "storage": 1,
     "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "rubrics": 2, "sources": 2, "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,
@@ -23,7 +23,6 @@ LAYERS = {
 SAME_LAYER = {
     ("reuse", "storage"): "it hashes files",
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
-    ("sources", "filters"): "limits on lengths count words as the filters do",
     ("training", "engines"): "both load a model folder; engines.loading does it",
     ("engines", "lab"): "model.path=lab names the embedded model's folder",
     ("cli", "experiments"): "a command runs it",

@@ -92,7 +92,7 @@ def test_settings_cannot_change_after_loading():
         (["seed.sources=[{format: alpaca}]"], ["seed: a source of format alpaca needs a path", "seed.path"]),
         (["seed.sources=[{path: x}, {}]"], ["seed: a source of format auto needs a path"]),
         (["seed.path=x"], ["seed.path='x' belongs to no source", "seed.sources=[{format: auto}]"]),
-        (["seed.sources=[]"], ["seed.sources"]),
+        (["seed.sources=[]"], ["seed: sources must hold one source at least"]),
         (["seed.sources=[{format: csv}]"], ["seed.sources[0].format='csv'", "'oasst-trees'"]),
         (["seed.sources=[{},{roll: ift}]", "seed.path=x"], ["unknown setting 'seed.sources[1].roll'", "did you mean 'role'"]),
         (["seed.source=lab"], ["unknown setting 'seed.source'", "did you mean 'sources'"]),
@@ -118,6 +118,14 @@ def test_wrong_settings_are_named(tmp_path, overrides, parts):
     for part in parts:
         assert part in str(caught.value)
     assert "c.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["{format: csv}", "{path: x, cap: 0}", "{path: x, roll: ift}"])
+def test_a_wrong_source_is_said_once(tmp_path, source):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "name: a\n", f"seed.sources=[{source}]")
+    assert str(caught.value).count("seed.sources") == 1
+    assert "at least" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,10 @@ def test_overrides_reach_an_endpoint(tmp_path: Path) -> None:
         ({"base_url": f"{SECRET}"}, "must be an http:// or https:// URL"),
         ({"base_url": f"ftp://{SECRET}/v1"}, "must be an http:// or https:// URL"),
         ({"base_url": f"http:///{SECRET}"}, "must be an http:// or https:// URL"),
-        ({"api_key_env": f"sk-{SECRET}"}, "must be the name of an environment variable, never the key itself"),
+        ({"api_key_env": f"sk-{SECRET}"}, "must be the name of an environment variable, in capitals"),
+        ({"api_key_env": SECRET.replace("-", "_")}, "must be the name of an environment variable, in capitals"),
+        ({"api_key_env": [SECRET]}, "endpoints.far.api_key_env: Input should be a valid string"),
+        ({"base_url": [f"http://me:{SECRET}@host/v1"]}, "endpoints.far.base_url: Input should be a valid string"),
         ({"api_key": SECRET}, "unknown setting 'endpoints.far.api_key'; did you mean 'api_key_env'"),
     ],
 )
@@ -57,14 +60,34 @@ def test_what_may_hold_a_secret_is_refused_without_repeating_it(changes: dict[st
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize("override", [f"endpoints.far.api_key_env=[{SECRET}", f"endpoints.far.base_url.x=http://me:{SECRET}@h"])
+def test_a_wrong_override_is_not_repeated(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("name: a\nendpoints:\n  far: {base_url: 'http://localhost:1/v1', model: m}\n")
+    with pytest.raises(ConfigError, match=r"endpoints\.far") as caught:
+        load_config(path, [override])
+    assert SECRET not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"override 'judge\.model=\[x' does not fit: .+"):
+        load_config(path, ["judge.model=[x"])
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "key"), [({"far": f"http://me:{SECRET}@host/v1"}, "endpoints.far"), (SECRET, "endpoints")]
+)
+def test_a_wrong_section_is_not_repeated(endpoints: Any, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"config: {key}: Input should be") as caught:
+        parse_config({"name": "a", "endpoints": endpoints})
+    assert SECRET not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"modell": "x"}, "unknown setting 'endpoints.far.modell'; did you mean 'model'"),
-        ({"api": "responses"}, "endpoints.far.api='responses'"),
-        ({"max_concurrency": 0}, "endpoints.far.max_concurrency=0"),
-        ({"timeout_s": 0}, "endpoints.far.timeout_s=0"),
-        ({"model": ""}, "endpoints.far.model=''"),
+        ({"api": "responses"}, "endpoints.far.api: Input should be 'chat' or"),
+        ({"max_concurrency": 0}, "endpoints.far.max_concurrency: Input should be greater"),
+        ({"timeout_s": 0}, "endpoints.far.timeout_s: Input should be greater"),
+        ({"model": ""}, "endpoints.far.model: String should have at least 1"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], said: str) -> None:
@@ -147,7 +170,7 @@ def test_too_many_stop_strings_are_refused(config: Callable[..., Config], tmp_pa
 
 def test_the_key_must_be_there(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FAR_KEY", raising=False)
-    with pytest.raises(ConfigError, match=r"endpoints\.far\.api_key_env: the environment variable FAR_KEY is not set"):
+    with pytest.raises(ConfigError, match=r"the variable that endpoints\.far\.api_key_env names is not set"):
         check_config(config(api_key_env="FAR_KEY"))
     monkeypatch.setenv("FAR_KEY", SECRET)
     assert not [line for line in check_config(config(api_key_env="FAR_KEY")) if SECRET in line]

@@ -1,6 +1,8 @@
 """Proposal filters: each rule at its edge, ROUGE-L against a plain dynamic programme."""
 
+import re
 import time
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -35,6 +37,28 @@ def test_words_are_lower_case_letters_and_digits() -> None:
     assert words_of("Don't stop_it, 3 TIMES!") == ["don", "t", "stop", "it", "3", "times"]
     assert words_of("Où est le café?") == ["où", "est", "le", "café"]
     assert words_of("写一首诗 now") == ["写", "一", "首", "诗", "now"]
+    assert words_of("मुझे हिन्दी में एक कविता लिखो") == ["मुझे", "हिन्दी", "में", "एक", "कविता", "लिखो"]
+    assert words_of("บทกวี") == ["บ", "ท", "ก", "วี"]
+    assert words_of("ﬁve １２ か\u3099") == ["five", "12", "が"]
+    assert words_of("1\ufe0f\u20e3, \u0301 x_y") == ["1", "x", "y"], "pictures and marks on nothing"
+
+
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from("éäßõ\u0301\u0308कषिेी्กวีกั각が")))
+def test_how_unicode_writes_a_text_does_not_change_its_words(text: str) -> None:
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        assert words_of(unicodedata.normalize(form, text)) == words_of(text)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_words_are_runs_of_letters_and_digits(text: str) -> None:
+    assert words_of(text) == re.findall("[a-z0-9]+", text.lower())
+
+
+def test_other_forms_of_a_prompt_are_near_copies() -> None:
+    text = "Résumé à l'été où naît l'âme"
+    assert rouge_l(text, unicodedata.normalize("NFD", text)) == 1.0
+    pair = ("मुझे हिन्दी में एक कविता लिखो", "मुझे हिन्दी में एक कहानी लिखो")
+    assert rouge_l(*pair) == pytest.approx(5 / 6)
 
 
 def test_rouge_l_has_no_words_no_likeness() -> None:

@@ -64,8 +64,11 @@ def test_the_wanted_language_need_not_be_english() -> None:
 
 def test_an_unknown_language_code_is_named() -> None:
     with pytest.raises(ConfigError, match=r"propose\.lang='english' is not known; known are .*\ben\b"):
-        check_language("english")
-    check_language("en")
+        check_language("english", "propose.lang")
+    with pytest.raises(ConfigError, match=r"^seed\.sources\[1\]\.lang='eng' is not known"):
+        check_language("eng", "seed.sources[1].lang")
+    for tag in ("en", "EN", "en-US", "pt_BR"):
+        check_language(tag, "propose.lang")
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is not here")
@@ -122,9 +125,17 @@ def test_other_scripts_start_and_count_where_the_config_lets_them() -> None:
     assert refuse("написать стихи о луне", ProposeConfig(ascii_start=False)) is None
 
 
-@given(st.text(st.characters(max_codepoint=0x2FFF)))
+@given(st.text(st.characters(max_codepoint=0x0DFF) | st.characters(min_codepoint=0x1800, max_codepoint=0x2FFF)))
 def test_words_of_the_length_are_parted_by_white_space(text: str) -> None:
     assert len(_COUNTED.findall(text)) == len(text.split())
+
+
+def test_a_script_without_blanks_counts_and_matches_by_characters(tmp_path: Path) -> None:
+    text = "เขียนบทกวีเกี่ยวกับทะเล"
+    assert len(_COUNTED.findall(text)) == 18, "vowel signs above and below are no characters of their own"
+    config = unsafe(tmp_path, "ทะเล\n").model_copy(update={"ascii_start": False})
+    assert refuse(text, config) == "unsafe"
+    assert refuse("เขียนบทกวีเกี่ยวกับดวงจันทร์", config) is None
 
 
 def test_reasons_come_in_their_documented_order(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward.engines._openai_answers import BadAnswerError, backoff, one_line, read_answer, request_error, retry_after
+from selfreward.engines._openai_answers import BadAnswerError, backoff, in_short, read_answer, request_error, retry_after
 from selfreward.types import Message, Request, Sampling
 
 REQUEST = Request("r", (Message("user", "hello"),), Sampling(9, stop=("END",)), 0)
@@ -118,5 +118,5 @@ def test_whose_fault_a_refusal_is(status: int, body: Any, message: str, error: s
 
 
 def test_foreign_texts_are_short_lines() -> None:
-    assert one_line("a\n\tb") == "a b"
-    assert len(one_line("x" * 10_000)) < 250
+    assert in_short("a\n\tb") == "a b"
+    assert len(in_short("x" * 10_000)) < 250

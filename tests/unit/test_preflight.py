@@ -130,5 +130,11 @@ def test_a_seed_file_is_read_before_a_model_loads(
         check_config(make_config(seed={"sources": sources}))
 
 
+def test_an_unknown_language_of_a_source_is_named(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    (tmp_path / "seeds.jsonl").write_text('{"prompt": "a question", "lang": "eng"}\n')
+    with pytest.raises(ConfigError, match=r"^seed\.sources\[0\]\.lang='eng' is not known; known are .*\ben\b"):
+        check_config(make_config(seed={"sources": [{"path": str(tmp_path / "seeds.jsonl"), "lang": "eng"}]}))
+
+
 def test_the_microworld_is_named(make_config: Callable[..., Config]) -> None:
     assert "seed.sources[0]: the micro-world, held-out set 'dev'" in check_config(make_config(seed={"heldout": "dev"}))

@@ -106,6 +106,11 @@ def test_a_completion_proposal_is_plain_text():
         ("Name a river.", "Name a river."),
         ("<task>Line one\n\nLine two ", "Line one\n\nLine two"),
         ("<task>\n\n", ""),
+        ("Write HTML for the <task-list> element", "Write HTML for the <task-list> element"),
+        ("<task>Explain <task id=3> and <tasks></task>", "Explain <task id=3> and <tasks>"),
+        ("Name a river. < / Task >Done", "Name a river."),
+        ("Name a river.\n</task", "Name a river."),
+        ("Name a river.\n<task >Name a lake.", "Name a river."),
         ("", ""),
     ],
 )

@@ -10,9 +10,10 @@ from seed_bench import SMALL, Splits, prompt_text, row, tree
 
 from selfreward.config import SeedConfig
 from selfreward.filters import normalise, rouge_l
+from selfreward.sources.digests import Digests
 from selfreward.sources.records import Record
 from selfreward.stages import _pool
-from selfreward.stages._pool import SPLITS, Digests, SplitName
+from selfreward.stages._pool import SPLITS, SplitName
 from selfreward.stages._split import GROUPS, share_out, shared_prompts
 
 WORDS = st.sampled_from("sun moon star sea sand salt".split())
@@ -204,6 +205,37 @@ def test_a_held_out_prompt_that_this_run_does_not_use_is_kept_out_all_the_same()
     assert splits.reasons["1"] == "overlaps_heldout"
 
 
+def test_a_near_copy_of_an_unused_held_out_prompt_is_kept_out_too() -> None:
+    records = [
+        row("1", "name three towns in the far north of the land", "ift", "train"),
+        row("2", "free", "ift", "train"),
+        row("h1", "used", "prompts", "heldout"),
+        row("h2", "name three towns in the far north of the country", "prompts", "heldout"),
+        row("e", "name three towns in the far north of a country", "eft", "heldout"),
+        row("3", "name the three towns in the far north of a country", "ift", "auto"),
+    ]
+    splits = Splits(records, SMALL.model_copy(update={"num_heldout_prompts": 1}))
+    assert (splits.ids["ift"], splits.reasons["1"], splits.reasons["3"]) == (["2"], "overlaps_heldout", "overlaps_heldout")
+    exact = Splits(records, SMALL.model_copy(update={"num_heldout_prompts": 1, "max_overlap": 1.0}))
+    assert exact.ids["ift"] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("max_overlap", [0.7, 1.0])
+@pytest.mark.parametrize("side", ["train", "auto"])
+def test_copies_of_a_held_out_prompt_take_no_place_from_others(max_overlap: float, side: Any) -> None:
+    asked = "name three towns in the far north of the country"
+    held_out = row("h", asked, "prompts", "heldout")
+    near = [asked + (f" {number}" if max_overlap < 1 else "") for number in range(400)]
+    copies = [row(f"c{n}", text, "ift", side, response=f"reply {n}") for n, text in enumerate(near)]
+    good = [row(f"g{number}", prompt_text(number), "ift", side) for number in range(50)]
+    splits = Splits([held_out, *copies, *good], SMALL.model_copy(update={"max_overlap": max_overlap}))
+    assert len(splits.ids["ift"]) == 4
+    assert all(id_.startswith("g") for id_ in splits.ids["ift"])
+    if side == "train":
+        assert splits.ids["ift"] == ["g0", "g1", "g2", "g3"]
+    assert splits.num_in == len(splits.drops) + sum(splits.sizes.values())
+
+
 def test_a_near_copy_is_the_same_prompt() -> None:
     records = [
         row("h", "name three towns in the far north of the country", "prompts", "heldout"),
@@ -227,6 +259,13 @@ def test_the_two_held_out_tables_may_ask_the_same_when_their_source_says_so() ->
     held_out = [record.prompt for split in ("ranked_heldout", "prompts_heldout") for record in splits.records[split]]
     assert len(set(held_out)) == len(held_out)
     assert list(splits.reasons.values()) == ["overlaps_heldout"], "who of the two equal ones comes first depends on their ids"
+
+
+def test_a_reject_keeps_a_score_of_zero() -> None:
+    dropped = json.loads(_pool.drop_of(row("e", "p", "eft", score=0.0), "over_limit").item)
+    assert dropped["score"] == 0.0
+    assert "ranks" not in dropped
+    assert "lang" not in dropped
 
 
 def test_the_only_ranked_set_teaches_and_measures_not() -> None:

@@ -71,3 +71,21 @@ def test_wrong_use_is_one_clear_message(tmp_path: Path, override: str, code: int
     assert result.returncode == code, result.stderr
     assert said in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_the_command_reads_again_while_nothing_else_is_finished(tmp_path: Path) -> None:
+    command = ("seed", "configs/demo.yaml", f"run_dir='{tmp_path}'")
+    assert selfreward(*command).returncode == 0
+    again = selfreward(*command, "seed.num_ift=20", "--json")
+    assert again.returncode == 0, again.stderr
+    assert "reading the seed data again" in again.stderr
+    assert json.loads(again.stdout)["num_ift"] == 20
+    (tmp_path / "demo" / "m0").mkdir()
+    (tmp_path / "demo" / "m0" / "record.json").write_text("{}")
+    refused = selfreward(*command, "seed.num_ift=30")
+    assert refused.returncode == 1, refused.stdout
+    assert "seed.num_ift was 20, is 30" in refused.stderr
+
+
+def test_a_judge_that_will_not_be_measured_is_said() -> None:
+    assert "! no held-out ranked sets" in render_seed({**SUMMARY, "num_ranked_heldout": 0})

@@ -39,6 +39,7 @@ def tree(*replies: Any) -> list[Any]:
 BAD_ROWS: dict[str, tuple[list[Any] | bytes, str]] = {
     "not json": (lines([GOOD]) + b"oops\n", "not JSON: Expecting value"),
     "truncated last line": (lines([GOOD]) + b'{"prompt": "p", "compl', "not JSON: Unterminated string"),
+    "another encoding": (lines([GOOD]) + b'{"prompt": "caf\xe9"}\n', "not text in UTF-8 (byte 0xe9: "),
     "a list as a row": ([GOOD, ["p", "c"]], "must be a JSON object, got ['p', 'c']"),
     "nested too deep": (lines([GOOD]) + b'{"a":' * 100_000, "not JSON: "),
     "an endless number": (lines([GOOD]) + b'{"prompt": ' + b"1" * 5000 + b"}\n", "not JSON: Exceeds the limit"),
@@ -124,6 +125,20 @@ def test_a_bad_row_is_an_error_or_a_drop(tmp_path: Path, case: str) -> None:
     assert kept["error"] == str(caught.value)
     assert kept["row"]
     assert len(drops[0].item) < 3000
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "no_suffix"])
+def test_one_bad_byte_costs_one_row_wherever_it_stands(tmp_path: Path, name: str) -> None:
+    bad, good = b'{"prompt": "caf\xe9", "completion": "c"}\n', lines([GOOD])
+    for number, content in enumerate((bad + good * 2, good + bad + good, good * 2 + bad), start=1):
+        (tmp_path / name).write_bytes(content)
+        _, records, drops = read(tmp_path / name, on_bad_row="skip")
+        assert ([drop.id for drop in drops], len(records)) == ([f"s-{number}"], 2)
+        kept = json.loads(drops[0].item)
+        assert kept["error"].startswith(f"{tmp_path / name} line {number}: not text in UTF-8 (byte 0xe9: ")
+        assert kept["row"].startswith('{"prompt": "caf\\xe9"')
+        with pytest.raises(DataError, match=rf"line {number}: not text in UTF-8 .*; convert the file to UTF-8$"):
+            read(tmp_path / name)
 
 
 def test_two_formats_in_a_tree_file(tmp_path: Path) -> None:

@@ -51,7 +51,6 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {
         '{"prompt": "é", "completion": "c"}'.encode("latin-1"),
         r"not text in UTF-8 \(byte 0xe9: .*\); convert",
     ),
-    "latin-1 far down": ("a.jsonl", MANY + "é\n".encode("latin-1"), r"not text in UTF-8 \(byte 0xe9"),
     "latin-1 csv": ("a.csv", "prompt,completion\né,c\n".encode("latin-1"), r"not text in UTF-8 \(byte 0xe9"),
     "latin-1 array": ("a.json", '[{"prompt": "é"}]'.encode("latin-1"), r"not text in UTF-8 \(byte 0xe9"),
     "pickle": ("a.pkl", pickle.dumps([GOOD]), r"is a pickle or an archive, which is not read; give JSON lines"),

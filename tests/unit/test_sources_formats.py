@@ -319,7 +319,7 @@ def test_the_seed_folder_keeps_its_ids_and_splits(tmp_path: Path) -> None:
         ("heldout-1", "heldout", ["prompts"]),
         ("heldout-ranked-1", "heldout", ["ranked"]),
     ]
-    assert (records[2].replies, records[2].ranks) == (("good", "bad", "tied"), (0, 1, 1))
+    assert (records[2].replies, records[2].ranks) == (("bad", "good", "tied"), (1, 0, 1)), "in the order of the file"
     assert reading.ignored == ["notes.txt"]
     assert read(tmp_path, label="lab")[1][0].id == "lab-ift-1"
     assert [r.id for r in read(tmp_path, label="", role="ranked")[1]] == ["ranked-1", "ranked-2", "heldout-ranked-1"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from selfreward.config import EftConfig, ReplayConfig
 from selfreward.rubrics import load_rubric
-from selfreward.stages.eft import agreement, best_judging, thin_out
+from selfreward.stages.eft import agreement, best_judging, select, thin_out
 from selfreward.stages.replay import draw_items, judgement_pairs
 from selfreward.types import EftExample, FinishReason, Judgement, Vote
 
@@ -35,7 +35,6 @@ WHOLE, PAIRS = EftConfig(), EftConfig(agreement="pairwise")
         ((0, 1, 1), (3, 3, 1), "disagrees", None),
         ((0, 1, 2), (4, 4, 4), "disagrees", "uncompared"),
         ((0, 0), (1, 5), "uncompared", "uncompared"),
-        ((0, 1, 2), (5, None, 1), "unparsed", "unparsed"),
     ],
 )
 def test_the_whole_order_stands_or_falls(
@@ -65,6 +64,13 @@ def test_pairwise_keeps_replies_that_no_pair_speaks_against(
     assert agreement(ranks, scores, EftConfig(agreement="pairwise", ties="allow")) == with_ties
 
 
+def test_in_a_whole_order_only_the_reply_without_a_score_is_unparsed() -> None:
+    for ties in ("disagree", "allow"):
+        found = agreement((0, 1, 2), (5, None, 1), EftConfig(ties=ties))
+        assert found == ["sibling_unparsed", "unparsed", "sibling_unparsed"]
+    assert agreement((0, 1), (None, None), WHOLE) == ["unparsed", "unparsed"]
+
+
 SCORED = st.lists(st.tuples(st.integers(0, 3), st.none() | st.integers(0, 5)), min_size=2, max_size=6)
 
 
@@ -75,7 +81,7 @@ def test_what_the_whole_order_keeps_pairwise_keeps_too(
     ranks, scores = [rank for rank, _ in replies], [score for _, score in replies]
     whole = agreement(ranks, scores, EftConfig(ties=ties))
     pairs = agreement(ranks, scores, EftConfig(ties=ties, agreement="pairwise"))
-    assert len(set(whole)) == 1
+    assert len({reason and reason.removeprefix("sibling_") for reason in whole}) == 1, "they stand and fall together"
     if whole[0] is None:
         assert "disagrees" not in pairs
         assert None in pairs
@@ -100,12 +106,12 @@ def test_the_first_judging_that_agrees_on_most_is_kept() -> None:
 
 
 def test_reasons_for_a_set_without_targets() -> None:
-    assert best_judging((0, 1), [[vote(None)], [vote(3)]], WHOLE)[1] == ["unparsed"] * 2
+    assert best_judging((0, 1), [[vote(None)], [vote(3)]], WHOLE)[1] == ["unparsed", "sibling_unparsed"]
     assert best_judging((0, 1), [[vote(3), vote(None)], [vote(3), vote(2)]], WHOLE)[1] == ["disagrees"] * 2
 
 
 def test_a_cut_judgement_is_no_target_even_with_a_score() -> None:
-    assert best_judging((0, 1), [[vote(5, finish="length")], [vote(3)]], WHOLE)[1] == ["unparsed"] * 2
+    assert best_judging((0, 1), [[vote(5, finish="length")], [vote(3)]], WHOLE)[1] == ["unparsed", "sibling_unparsed"]
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.sampled_from([0.25, 0.4, 0.7, 1.0]))
@@ -116,6 +122,28 @@ def test_no_score_keeps_more_than_its_share(scores: list[int], share: float) -> 
     allowed = max(share, 1 / len(set(scores))) if scores else 1.0
     assert all(count <= allowed * left.total() + 1e-9 for count in left.values())
     assert set(left) == set(table.values())
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(0, 40), st.sampled_from([0.25, 0.4, 0.7, 1.0]))
+def test_the_share_holds_for_what_the_limit_leaves(scores: list[int], limit: int, share: float) -> None:
+    table = {f"e{index}": float(score) for index, score in enumerate(sorted(scores))}
+    lost = select(table, limit, share)
+    left = Counter(score for item, score in table.items() if item not in lost)
+    assert left.total() <= limit
+    allowed = max(share, 1 / len(left)) if left else 1.0
+    assert all(count <= allowed * left.total() + 1e-9 for count in left.values())
+    assert set(lost.values()) <= {"over_share", "over_limit"}
+    if len(table) - len(thin_out(table, share)) <= limit:
+        assert lost == dict.fromkeys(thin_out(table, share), "over_share"), "a limit that is not reached changes nothing"
+
+
+def test_a_cut_through_a_file_that_begins_with_one_score_keeps_its_share() -> None:
+    table = {f"e{index}": 4.0 if index < 40 else float(index % 2) for index in range(100)}
+    lost = select(table, 50, 0.4)
+    left = Counter(score for item, score in table.items() if item not in lost)
+    assert left == {4.0: 20, 0.0: 15, 1.0: 15}
+    assert Counter(lost.values()) == {"over_share": 20, "over_limit": 30}
+    assert all(f"e{index}" not in lost for index in range(20)), "the first of a score stay"
 
 
 def test_thinning_drops_only_the_crowded_score_and_no_more_than_needed() -> None:

@@ -4,9 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from selfreward.artifacts import derive_seed
 from selfreward.config import ProposeConfig
-from selfreward.filters import normalise
+from selfreward.filters import rouge_l
 from selfreward.rubrics import load_rubric
 from selfreward.stages.propose import MAX_BATCH, Collector
 from selfreward.types import FinishReason, Generation, Request
@@ -16,7 +20,9 @@ SEEDS = [
 ]
 
 
-def make_collector(earlier: Sequence[str] = (), heldout: Sequence[str] = (), **settings: object) -> Collector:
+def make_collector(
+    earlier: Sequence[str] = (), heldout: Sequence[str] = (), max_overlap: float = 0.7, **settings: object
+) -> Collector:
     return Collector(
         config=ProposeConfig(**settings),  # type: ignore[arg-type]
         template=load_rubric("self_instruct", "propose"),
@@ -24,7 +30,8 @@ def make_collector(earlier: Sequence[str] = (), heldout: Sequence[str] = (), **s
         derive_seed=lambda *parts: derive_seed(7, "round-1/prompts", *parts),
         seeds=SEEDS,
         earlier=list(earlier),
-        heldout=frozenset(map(normalise, heldout)),
+        heldout=heldout,
+        max_overlap=max_overlap,
     )
 
 
@@ -118,6 +125,26 @@ def test_each_proposal_leaves_for_the_first_reason_that_holds() -> None:
         7: "duplicate", 8: "rouge_l", 10: "duplicate", 11: "rouge_l",
     }  # fmt: skip
     assert json.loads(next(drop.item for drop in collector.drops if drop.reason == "banned_word")) == "please draw me a horse"
+
+
+NEAR = [f"Explain to a new gardener why tomato leaves turn {word} in the summer." for word in ("yellow", "brown", "Yellow")]
+
+
+@pytest.mark.parametrize(("max_overlap", "heldout"), [(0.7, {0, 1, 2, 3}), (0.95, {0, 2, 3}), (1.0, {0, 2})])
+def test_what_is_close_to_a_held_out_prompt_is_held_out(max_overlap: float, heldout: set[int]) -> None:
+    said = [NEAR[0], NEAR[1], NEAR[2], f"{NEAR[0]}!", "Name the longest river of each continent"]
+    collector = make_collector(heldout=[NEAR[0]], max_overlap=max_overlap, num_prompts=5, max_attempts=5, max_rouge_l=1.0)
+    collector.collect(reply_with(lambda number: said[number]))
+    assert {int(drop.id.rsplit("-", 1)[1]) for drop in collector.drops if drop.reason == "heldout"} == heldout
+    assert len(collector.accepted) == len(said) - len(heldout)
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdef"), min_size=4, max_size=8).map(" ".join), min_size=1, max_size=8))
+def test_no_accepted_prompt_overlaps_with_a_held_out_one(said: list[str]) -> None:
+    heldout = ["a b c d e f", "f e d"]
+    collector = make_collector(heldout=heldout, num_prompts=len(said), max_attempts=len(said))
+    collector.collect(reply_with(lambda number: said[number]))
+    assert not any(rouge_l(prompt.text, other) > 0.7 for prompt in collector.accepted for other in heldout)
 
 
 def test_a_copied_demonstration_is_named_so() -> None:

@@ -6,13 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import zstandard
 from stage_bench import Stages, model, record
 
 from selfreward.artifacts import Artifact, Run, read_rows
-from selfreward.config import Config, parse_config
+from selfreward.config import Config, SourceConfig, parse_config
 from selfreward.errors import ConfigError, DataError, DriftError
 from selfreward.preflight import check_config
+from selfreward.sources import read_source
 from selfreward.stages import propose, seed
 from selfreward.stages._prompt_file import PromptRow, count_prompts, read_prompt_file
 from selfreward.types import Drop, Prompt
@@ -92,11 +96,13 @@ def test_near_copies_of_seed_prompts_earlier_rounds_and_held_out_prompts_are_dro
     run = stages.run(propose={"source": "file", "path": str(tmp_path / "pool.txt"), "num_prompts": 2})
     data = seed.run(run)
     heldout = read_rows(data.path / "prompts_heldout.parquet", Prompt)[0].text
-    write_pool(tmp_path / "pool.txt", [unlike(0), heldout.upper(), unlike(1), unlike(1)[:-3] + "zzz", unlike(2), unlike(3)])
+    near = f"{heldout}!"
+    pool = [unlike(0), heldout.upper(), unlike(1), unlike(1)[:-3] + "zzz", near, unlike(2), unlike(3)]
+    write_pool(tmp_path / "pool.txt", pool)
     first = propose.run(run, 1, model(run), data, [])
     second = propose.run(run, 2, model(run), data, [first])
     assert lines_of(first) == ([1, 3], {2: "heldout"})
-    assert lines_of(second) == ([5, 6], {4: "rouge_l"})
+    assert lines_of(second) == ([6, 7], {4: "rouge_l", 5: "heldout"})
 
 
 def test_how_rows_are_cut_into_batches_changes_nothing(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,11 +152,12 @@ def test_formats(tmp_path: Path, packed: bool) -> None:
         path.write_bytes(gzip.compress(data) if packed else data)
         assert list(read_prompt_file(str(path))) == [PromptRow(1, "Name a river."), PromptRow(3, "Zähle bis zehn")]
         assert list(read_prompt_file(str(path), after=1)) == [PromptRow(3, "Zähle bis zehn")]
+        assert not list(read_prompt_file(str(path), after=3))
         assert count_prompts(str(path)) == 2
 
 
 def test_an_instructions_input_belongs_to_the_prompt(tmp_path: Path) -> None:
-    row = json.dumps({"instruction": "Sort these numbers.\n", "input": "3 1 2", "output": "1 2 3"})
+    row = json.dumps({"instruction": "Sort these numbers.", "input": "3 1 2", "output": "1 2 3", "id": []})
     assert list(read_prompt_file(write_pool(tmp_path / "p.jsonl", [row]))) == [PromptRow(1, "Sort these numbers.\n\n3 1 2")]
 
 
@@ -158,25 +165,80 @@ def test_an_instructions_input_belongs_to_the_prompt(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ("{", "line 2: not JSON"),
-        ("[1]", "line 2: must be a JSON object with 'prompt' or 'instruction', got \\[1\\]"),
-        ('{"text": "x"}', "line 2: has neither 'prompt' nor 'instruction'; the row has \\['text'\\]"),
+        ("[1]", "line 2: must be a JSON object, got \\[1\\]"),
+        ("[" * 100_000, "line 2: not JSON"),
+        ('{"question": "x"}', "line 2: field 'prompt' or 'instruction' or 'text' is missing; the row has \\['question'\\]"),
+        ('{"prompt": "half \\ud800"}', "line 2: field 'prompt' holds half of a surrogate pair"),
         ('{"prompt": 7}', "line 2: field 'prompt' must be a text, got 7"),
         ('{"instruction": "x", "input": []}', "line 2: field 'input' must be a text"),
     ],
+    ids=["cut off", "array", "nested", "other fields", "surrogate", "number", "input"],
 )
 def test_malformed_rows_are_named(tmp_path: Path, row: str, message: str) -> None:
     path = write_pool(tmp_path / "pool.jsonl", ['{"prompt": "fine"}', row])
-    with pytest.raises(DataError, match=rf"propose\.path='.*pool\.jsonl' {message}"):
+    with pytest.raises(DataError, match=rf"propose\.path: .*pool\.jsonl {message}"):
         count_prompts(path)
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "pool.txt").write_bytes(b"fine\n\xff\xff\n")
-    with pytest.raises(DataError, match=r"line 2: .*utf-8"):
+    with pytest.raises(DataError, match=r"propose\.path: .*pool\.txt line 2: not text in UTF-8 \(byte 0xff"):
         count_prompts(str(tmp_path / "pool.txt"))
     (tmp_path / "pool.txt.gz").write_bytes(gzip.compress(b"one\n" * 999)[:-9])
-    with pytest.raises(DataError, match=r"propose\.path='.*\.gz' cannot be read after line"):
+    with pytest.raises(DataError, match=r"propose\.path: .*\.gz cannot be read: .*damaged or cut off"):
         count_prompts(str(tmp_path / "pool.txt.gz"))
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    raw = bytearray(gzip.compress("".join(f"Write a poem number {number * 7919}\n" for number in range(5000)).encode()))
+    raw[200:260] = b"\xff" * 60
+    (tmp_path / "pool.txt.gz").write_bytes(raw)
+    with pytest.raises(DataError, match=r"propose\.path: .*pool\.txt\.gz cannot be read: .*damaged"):
+        count_prompts(str(tmp_path / "pool.txt.gz"))
+
+
+def test_every_kind_of_file_is_read_as_seed_sources_are(tmp_path: Path) -> None:
+    wanted = [PromptRow(1, "Name a river."), PromptRow(2, 'Count to\nten, "slowly"')]
+    rows = [{"prompt": None, "instruction": wanted[0].text}, {"prompt": wanted[1].text, "instruction": "no"}]
+    path = tmp_path / "pool"
+    for text in (json.dumps(rows, indent=1), json.dumps({"data": rows}), "".join(json.dumps(row) + "\n" for row in rows)):
+        path.write_text(text)
+        assert list(read_prompt_file(str(path))) == wanted
+    path.write_text('prompt,score\nName a river.,1\n"Count to\nten, ""slowly""",2\n')
+    assert list(read_prompt_file(str(path))) == wanted
+    path.write_bytes(zstandard.compress(path.read_bytes()))
+    assert list(read_prompt_file(str(path))) == wanted
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert list(read_prompt_file(str(path))) == wanted
+
+
+def test_lines_of_text_are_prompts_whatever_they_look_like(tmp_path: Path) -> None:
+    lines = ['{"prompt": "no JSON here"}', "[1, 2]: what is the sum?", "prompt", "a,b"]
+    path = write_pool(tmp_path / "pool.TXT", lines)
+    assert list(read_prompt_file(path)) == [PromptRow(number, line) for number, line in enumerate(lines, start=1)]
+    with pytest.raises(DataError, match=r"seed\.txt is not JSON lines"):
+        read_source(SourceConfig(path=write_pool(tmp_path / "seed.txt", [unlike(0)])), "", "fail")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.txt", None, r"propose\.path='.*gone\.txt' is no file"),
+        ("blank.txt", b" \n\n", r"propose\.path: .*blank\.txt holds blank lines only"),
+        ("wide.txt", "wide".encode("utf-16"), r"propose\.path: .*wide\.txt is not text in UTF-8 but in UTF-16"),
+        ("words", b"just some words", r"propose\.path: .*words is not JSON lines, a JSON array"),
+    ],
+)
+def test_a_round_looks_at_the_file_before_it_begins(
+    stages: Stages, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    run = stages.run(propose={"source": "file", "path": str(tmp_path / name), "num_prompts": 1})
+    data = seed.run(run)
+    with pytest.raises((ConfigError, DataError), match=message):
+        propose.run(run, 1, model(run), data, [])
+    assert not (run.dir.root / "round-1" / "prompts").exists()
 
 
 def test_check_looks_at_the_files(make_config: Callable[..., Config], tmp_path: Path) -> None:
@@ -187,8 +249,8 @@ def test_check_looks_at_the_files(make_config: Callable[..., Config], tmp_path: 
     assert "propose.unsafe_words_file: 1 words and phrases" in lines
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"source": "file", "path": str(tmp_path / "none.txt")}, r"propose\.path='.*none\.txt' is no file"),
-        ({"source": "file", "path": str(tmp_path)}, r"propose\.path='.*': a prompt file is named \.txt, \.jsonl"),
-        ({"source": "file", "path": write_pool(tmp_path / "empty.txt", [" "])}, r"holds no prompt"),
+        ({"source": "file", "path": str(tmp_path)}, r"propose\.path='.*' is no file"),
+        ({"source": "file", "path": write_pool(tmp_path / "none.csv", ["prompt"])}, r"holds no prompt"),
         ({"unsafe_words_file": str(tmp_path / "none")}, r"unsafe_words_file='.*none' cannot be read"),
         ({"unsafe_words_file": write_pool(tmp_path / "hash.txt", ["#"])}, r"holds no word"),
         ({"lang": "xx"}, r"propose\.lang='xx' is not known"),

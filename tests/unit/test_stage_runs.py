@@ -220,7 +220,7 @@ def test_targets_are_built_from_ranked_replies_that_the_judge_orders_like_humans
         ("an excellent reply", 5.0), ("a decent reply", 3.0), ("a poor reply", 1.0),
     ]  # fmt: skip
     assert targets[0].judgement == "That is excellent.\nScore: 5"
-    assert record(made)["counts"] == {"in": 7, "out": 3, "dropped": {"disagrees": 2, "unparsed": 2}}
+    assert record(made)["counts"] == {"in": 7, "out": 3, "dropped": {"disagrees": 2, "sibling_unparsed": 1, "unparsed": 1}}
     assert record(made)["roles"] == {"judge": "sft"}
 
 

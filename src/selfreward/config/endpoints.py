@@ -18,7 +18,8 @@ ENDPOINT_PREFIX = "endpoint:"
 """A `model` value `endpoint:NAME` is answered by the server that `endpoints.NAME` describes."""
 MAX_STOPS = 4
 """The API takes at most this many stop strings."""
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+"""Upper case, as such names are written: most keys hold a small letter."""
 
 EndpointName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 
@@ -34,7 +35,7 @@ class EndpointConfig(Section):
     """`chat`: conversations, which the server templates; the judge needs it. `completions`: plain text, for completion
     templates of `propose`."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the API key; none is sent without it."""
+    """Name of the environment variable that holds the API key, in capitals; none is sent without it."""
     context_length: int = Field(default=4096, ge=2)
     """Most tokens that the server takes for a prompt and its reply together."""
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -78,7 +79,9 @@ class EndpointConfig(Section):
     def _is_variable(cls, name: str | None) -> str | None:
         """The message does not repeat the value: it may be the key itself."""
         if name is not None and not _VARIABLE.fullmatch(name):
-            raise ValueError("api_key_env must be the name of an environment variable, never the key itself")
+            raise ValueError(
+                "api_key_env must be the name of an environment variable, in capitals (A-Z, 0-9, _), never the key itself"
+            )
         return name
 
 

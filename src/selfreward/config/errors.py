@@ -6,6 +6,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from selfreward.texts import one_line
+
+SECRETIVE = ("endpoints",)
+"""Sections whose wrong values are never shown: a key or a password may have been put there."""
+
 
 def explain(item: Any, root: type[BaseModel]) -> str:
     """One pydantic error about a tree of `root` as one line: key, value, what is allowed, the nearest known key."""
@@ -20,12 +25,17 @@ def explain(item: Any, root: type[BaseModel]) -> str:
         return f"setting {key!r} is required"
     if not key or item["type"] == "value_error":
         return f"{key + ': ' if key else ''}{message}"
+    if item["loc"][0] in SECRETIVE:
+        return f"{key}: {message}"
     return f"{key}={item['input']!r}: {message}"
 
 
-def one_line(error: Exception) -> str:
-    """An error's text without line breaks."""
-    return " ".join(str(error).split())
+def explain_override(override: str, error: Exception) -> str:
+    """What is wrong with an override that cannot be put into the tree."""
+    key = override.split("=", maxsplit=1)[0]
+    if key.strip().startswith(SECRETIVE):
+        return f"override of {key!r} does not fit: its value is no YAML, or the key is no section.key; see quotes and brackets"
+    return f"override {override!r} does not fit: {one_line(error)}"
 
 
 def _dotted(loc: Sequence[Any]) -> str:

@@ -9,9 +9,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from selfreward.config.errors import explain, one_line
+from selfreward.config.errors import explain, explain_override
 from selfreward.config.tree import Config
 from selfreward.errors import ConfigError
+from selfreward.texts import one_line
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -52,7 +53,7 @@ def _with_overrides(tree: Any, overrides: Sequence[str], origin: str) -> Config:
         try:
             tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
         except (YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"override {override!r} does not fit: {one_line(error)}") from error
+            raise ConfigError(explain_override(override, error)) from error
     try:
         plain = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:

@@ -14,12 +14,11 @@ class ProposeConfig(Section):
     source: Literal["self-instruct", "file"] = "self-instruct"
     """`self-instruct`: a model writes them. `file`: each round takes the next rows of `propose.path`; no model is asked."""
     path: str | None = None
-    """For `file`: prompts, one a line (`.txt`) or as `{"prompt": ...}` or `{"instruction": ...}` (`.jsonl`); `.gz` too."""
+    """For `file`: prompts, one a line (`.txt`) or as `prompt` or `instruction` in any file that seed sources read."""
     model: str = POLICY
     """`policy`, a local model folder, `endpoint:NAME`, or `scripted:NAME`."""
     template: str = "self_instruct"
-    """A shipped template's name or a file; chat templates show the demonstrations in one user turn,
-    completion templates are continued as plain text."""
+    """A shipped template's name or a file; a chat template is one user turn, a completion one is continued as plain text."""
     num_prompts: int = Field(default=1000, ge=1)
     """Accepted new prompts a round (not reported in the paper)."""
     max_attempts: int = Field(default=20000, ge=1)

@@ -22,7 +22,8 @@ class SourceConfig(Section):
     split: Literal["auto", "train", "heldout"] = "auto"
     """Where the rows may go; `auto` lets the seed stage hold out a part. A seed folder's files have splits of their own."""
     lang: str | None = Field(default=None, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]+)*$")
-    """Keep this language only, such as `en`: by the row's own `lang` field, else recognised from the prompt."""
+    """Keep this language only, such as `en`, whatever its region: by the row's own `lang` field, else unless its prompt is
+    clearly in another one."""
     min_response_words: int | None = Field(default=None, ge=1)
     """Responses with fewer words are left out."""
     max_response_words: int | None = Field(default=None, ge=1)
@@ -45,7 +46,7 @@ class SourceConfig(Section):
 class SeedConfig(Section):
     """The human seed data: IFT pairs, EFT targets, held-out prompts and ranked sets."""
 
-    sources: tuple[SourceConfig, ...] = Field(default=(SourceConfig(format="lab"),), min_length=1)
+    sources: tuple[SourceConfig, ...] = (SourceConfig(format="lab"),)
     """Where the data comes from, read in this order; `lab` is the micro-world."""
     path: str | None = None
     """The path of every source that has none of its own."""
@@ -66,6 +67,9 @@ class SeedConfig(Section):
 
     @model_validator(mode="after")
     def _sources_have_paths(self) -> "SeedConfig":
+        # No bound of the field: it would be broken, and said to be, by each wrong source too.
+        if not self.sources:
+            raise ValueError("sources must hold one source at least, such as [{format: lab}]")
         open_ones = [source for source in self.sources if source.format != "lab" and not source.path]
         if open_ones and not self.path:
             raise ValueError(f"a source of format {open_ones[0].format} needs a path; set its path, or seed.path")

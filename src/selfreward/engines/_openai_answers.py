@@ -6,13 +6,14 @@ Pure: texts and numbers in, texts and numbers out.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from selfreward.engines.base import cut_at_stop
 from selfreward.storage import derive_seed
+from selfreward.texts import one_line
 from selfreward.types import FinishReason, Generation, Request, RequestError
 
 RETRIED = frozenset({408, 409, 429})
@@ -28,8 +29,11 @@ _SHOWN = 200
 class BadAnswerError(ValueError):
     """An answer with status 200 that is not what the API promises: what is wrong, and `found`, the foreign text to show.
 
-    Whoever shows it takes secrets out first and shortens it then: half a secret would not be found.
+    Whoever shows it takes secrets out first and shortens it then: half a secret would not be found. `num_tokens`: what the
+    server says that the answer cost, 0 where it says nothing.
     """
+
+    num_tokens = 0
 
     def __init__(self, problem: str, found: str) -> None:
         super().__init__(problem)
@@ -44,6 +48,18 @@ def read_answer(request: Request, api: Literal["chat", "completions"], body: str
     that are missing or make no sense are None. Raises BadAnswerError.
     """
     answer = _object(_parse(body), "the answer")
+    usage = answer.get("usage")
+    counts = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
+    try:
+        return _read_choice(request, api, answer, counts)
+    except BadAnswerError as error:
+        error.num_tokens = sum(count or 0 for count in counts)
+        raise
+
+
+def _read_choice(
+    request: Request, api: Literal["chat", "completions"], answer: Mapping[str, Any], counts: Sequence[int | None]
+) -> Generation:
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices:
         raise BadAnswerError("choices is no list with a reply", repr(choices))
@@ -52,8 +68,6 @@ def read_answer(request: Request, api: Literal["chat", "completions"], body: str
     source = _object(choice.get("message"), "choices[0].message") if api == "chat" else choice
     field = "content" if api == "chat" else "text"
     text = source.get(field)
-    usage = answer.get("usage")
-    counts = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
     if reason == _FILTERED or (text is None and isinstance(source.get("refusal"), str)):
         return Generation(request.id, "", counts[0], counts[1], "error", _FILTERED)
     if reason not in ("stop", "length"):
@@ -109,9 +123,9 @@ def backoff(request_id: str, attempt: int, base: float, longest: float) -> float
     return min(longest, base * 2.0 ** min(attempt, 64) * (1 - share / 2))
 
 
-def one_line(text: str) -> str:
+def in_short(text: str) -> str:
     """A foreign text, short enough for a message."""
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if len(line) <= _SHOWN else line[:_SHOWN] + "..."
 
 

@@ -22,7 +22,7 @@ from selfreward.engines._openai_answers import (
     RETRIED,
     BadAnswerError,
     backoff,
-    one_line,
+    in_short,
     read_answer,
     request_error,
     retry_after,
@@ -53,17 +53,18 @@ def need_package() -> None:
 def read_key(name: str, endpoint: EndpointConfig) -> str | None:
     """The API key from the environment, None where the endpoint names no variable.
 
-    Raises ConfigError naming the variable when it is not set or holds what no HTTP header can; never shows the value.
+    Raises ConfigError when it is not set or holds what no HTTP header can. Shows neither the value nor the variable's name,
+    which may be a key that was put in the wrong place.
     """
     if endpoint.api_key_env is None:
         return None
     key = os.environ.get(endpoint.api_key_env, "")
     if not key:
-        raise ConfigError(f"endpoints.{name}.api_key_env: the environment variable {endpoint.api_key_env} is not set")
+        raise ConfigError(f"the variable that endpoints.{name}.api_key_env names is not set; export the API key in it")
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise ConfigError(
-            f"endpoints.{name}.api_key_env: the environment variable {endpoint.api_key_env} holds white space or characters "
-            "that no key has; set it to the key alone"
+            f"the variable that endpoints.{name}.api_key_env names holds white space or characters that no key has; set it to "
+            "the key alone"
         )
     return key
 
@@ -220,6 +221,7 @@ class OpenAIEngine(Engine):
             cause = error.__cause__ or error
             raise _RetryError(f"the connection failed: {self._show(f'{type(cause).__name__}: {cause}')}") from error
         except BadAnswerError as error:
+            self.num_tokens += error.num_tokens  # The server charges for what nobody can read, too.
             raise _RetryError(f"{error}: {self._show(error.found)}") from error
 
     def _refusal(self, request: Request, error: "APIStatusError") -> Generation:
@@ -274,7 +276,7 @@ class OpenAIEngine(Engine):
 
     def _show(self, text: str) -> str:
         """A foreign text for a message, without the key: servers repeat what they refuse."""
-        return one_line(text.replace(self._key, "***") if self._key else text)
+        return in_short(text.replace(self._key, "***") if self._key else text)
 
 
 def _open_client(endpoint: EndpointConfig, key: str | None) -> "AsyncOpenAI":

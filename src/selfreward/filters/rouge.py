@@ -5,7 +5,9 @@
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +17,10 @@ from rapidfuzz.process import cdist
 from selfreward.errors import DataError
 from selfreward.filters._signatures import Bools, SignatureTable, fewest_shared, lengths_of, over, signatures
 
-UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
-"""Kana, Han and Hangul: written without blanks between words, so each character counts as a word."""
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
+"""Thai, Lao, Burmese, Khmer, Kana, Han and Hangul: written without blanks between words (Hangul with few), so each character
+counts as a word, with the marks on it."""
+_ASCII_WORD = re.compile("[a-z0-9]+")
 _SURROGATES = range(0xD800, 0xE000)
 _MAX_WORDS = 0x110000 - len(_SURROGATES)
 """Distinct words that a pool can tell apart: one code point each."""
@@ -30,8 +33,31 @@ MAX_RECENT = 512
 
 
 def words_of(text: str) -> list[str]:
-    """Words for ROUGE-L: lower-case runs of letters and digits. On ASCII text this is `[a-z0-9]+`."""
-    return _WORD.findall(text.lower())
+    """Words for ROUGE-L: lower-case runs of letters and digits (on ASCII text `[a-z0-9]+`), each with the marks on it.
+
+    Texts that differ only in how Unicode writes a character (NFC, NFD, full width, ligatures) have the same words.
+    """
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower())
+    return _word().findall(unicodedata.normalize("NFKC", text).lower())
+
+
+@cache
+def marks() -> str:
+    """Characters that write a part of the character before them (vowel signs, accents), as ranges for a regular expression.
+
+    Variation selectors choose a picture and are none.
+    """
+    found = [code for code in range(0x300, 0x20000) if unicodedata.category(chr(code)) in ("Mn", "Mc")]
+    found = [code for code in found if not 0xFE00 <= code <= 0xFE0F]
+    starts = [code for code, before in zip(found, [-1, *found], strict=False) if code != before + 1]
+    ends = [code for code, after in zip(found, [*found[1:], -1], strict=True) if code != after - 1]
+    return "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    return re.compile(rf"[{UNSPACED}][{marks()}]*|[^\W_{UNSPACED}](?:[^\W_{UNSPACED}]|[{marks()}])*")
 
 
 def rouge_l(a: str, b: str) -> float:

@@ -9,10 +9,11 @@ from pathlib import Path
 from selfreward.config import ProposeConfig
 from selfreward.errors import ConfigError
 from selfreward.filters.language import is_foreign
-from selfreward.filters.rouge import UNSPACED
+from selfreward.filters.rouge import UNSPACED, marks
 
-_COUNTED = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
-"""One word of a prompt's length: what stands between white space, or one character of a script without blanks."""
+_COUNTED = re.compile(rf"[{UNSPACED}][{marks()}]*|[^\s{UNSPACED}]+")
+"""One word of a prompt's length: what stands between white space, or one character, with its marks, of a script without
+blanks."""
 
 
 def normalise(text: str) -> str:
@@ -43,7 +44,7 @@ def refuse(text: str, config: ProposeConfig) -> str | None:
         return "banned_word"
     if config.unsafe_words_file is not None and _unsafe_pattern(config.unsafe_words_file).search(_plain(text)):
         return "unsafe"
-    if config.lang is not None and is_foreign(text, config.lang):
+    if config.lang is not None and is_foreign(text, config.lang, "propose.lang"):
         return "language"
     return None
 

@@ -45,8 +45,8 @@ class Phase:
 class Recipe:
     """Everything that decides M0's weights besides the corpus."""
 
-    phases: tuple[Phase, ...] = (Phase(20_000_000, BROAD, 1.0, 0.5), Phase(15_000_000, REVIEWS, 0.5, 0.95))
-    batch_tokens: int = 4096
+    phases: tuple[Phase, ...] = (Phase(24_000_000, BROAD, 1.0, 0.5), Phase(12_000_000, REVIEWS, 0.5, 0.95))
+    batch_tokens: int = 8192
     hidden_size: int = 128
     num_layers: int = 5
     num_heads: int = 4
@@ -57,7 +57,7 @@ class Recipe:
 
 
 def pretrain(
-    output: Path, recipe: Recipe, progress: Progress | None = None, threads: int = 1, start: Path | None = None
+    output: Path, recipe: Recipe, progress: Progress | None = None, threads: int = 2, start: Path | None = None
 ) -> dict[str, Any]:
     """Train M0 and write it to `output` as a Hugging Face folder with `pretraining.json` (recipe, loss curve).
 

@@ -43,6 +43,10 @@ def render_seed(summary: Mapping[str, Any], width: int = 80) -> str:
     for split, others in summary["overlaps"].items():
         found = ", ".join(f"{number} with {_name(other)}" for other, number in others.items())
         console.print(f"left out of {_name(split)} for an overlapping prompt: {found}")
+    if summary["num_ranked_train"]:
+        console.print("ranked sets for EFT: as many are asked for as seed.num_eft targets need, one a reply")
+    if not summary["num_ranked_heldout"]:
+        console.print("! no held-out ranked sets: the judge's quality will not be measured", style="bold")
     counts = summary["counts"]
     console.print(f"{counts['in']:,} rows in, {counts['out']:,} kept, {sum(counts['dropped'].values()):,} dropped")
     return "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines())

@@ -53,6 +53,7 @@ from selfreward.rubrics.reading import (
     to_number,
     tops_of_scale,
 )
+from selfreward.texts import one_line
 
 Kind = Literal["pointwise", "pairwise", "propose"]
 
@@ -234,7 +235,7 @@ def parse_rubric(text: str, origin: str) -> Rubric:
         tree = yaml.safe_load(parts[1])
         header = _Header.model_validate(tree)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{origin}: the header is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{origin}: the header is not valid YAML: {one_line(error)}") from error
     except ValidationError as error:
         raise ConfigError(f"{origin}: {'; '.join(_explain(item) for item in error.errors())}") from error
     body = parts[2].strip("\n")

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 import zstandard
 
 from selfreward.errors import DataError
+from selfreward.texts import one_line
 
 GZIP = b"\x1f\x8b"
 ZSTD = b"\x28\xb5\x2f\xfd"
@@ -75,4 +76,4 @@ def reading(path: Path) -> Iterator[None]:
             f"{path} is not text in UTF-8 (byte 0x{byte:02x}: {error.reason}); convert the file to UTF-8"
         ) from error
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}; the file is damaged or cut off") from error
+        raise DataError(f"{path} cannot be read: {one_line(error)}; the file is damaged or cut off") from error

@@ -1,7 +1,8 @@
-"""Files of text -> rows: JSON lines, a JSON array, a JSON object with one list, CSV, TSV; plain, gzip or zstd.
+"""Files of text -> rows: JSON lines, a JSON array, a JSON object with one list, CSV, TSV; plain, gzip or zstd. Beside them,
+for who asks for it, text whose lines are prompts.
 
 What a file is, its content tells. All but the JSON object are streamed: memory holds one row at a time. Nothing is ever
-unpickled. A line that is not a JSON object is a bad row; damage that hides where the next row begins (a file cut off,
+unpickled. A line that is not a JSON object in UTF-8 is a bad row; damage that hides where the next row begins (a file cut off,
 another encoding, broken syntax in a JSON array or a CSV) is a DataError.
 """
 
@@ -15,13 +16,16 @@ from typing import Any, BinaryIO
 
 from selfreward.errors import DataError
 from selfreward.sources.compressed import open_bytes, reading
-from selfreward.sources.rows import BadRow, Row, Rows, excerpt, shown
+from selfreward.sources.rows import BadRow, Row, Rows, excerpt
+from selfreward.texts import one_line, shown
 
 MAX_ROW = 64 << 20
 """Bytes of one row; a JSON object that holds the list of rows must fit in it as a whole."""
 PARQUET = b"PAR1"
 KINDS = "JSON lines, a JSON array, CSV, TSV or Parquet, as they are or as .gz or .zst (not Parquet)"
 LINE_SUFFIXES = {".jsonl", ".ndjson"}
+TEXT_SUFFIX = ".txt"
+"""Lines of prompts, where a file of prompts is asked for. No kind of seed data: read-me files end so, too."""
 DATA_SUFFIXES = {".json", ".csv", ".tsv", ".parquet"} | LINE_SUFFIXES
 PACKED_SUFFIXES = {".gz", ".zst"}
 _CHUNK = 1 << 16
@@ -61,9 +65,17 @@ def text_rows(path: Path, is_row: IsRow) -> Rows:
     raise DataError(f"{path} is not {KINDS}; it begins with {shown(text)}")
 
 
+def text_lines(path: Path) -> Rows:
+    """How to read a file whose lines are prompts, whatever they look like. Raises DataError when it is empty, blank, or in
+    another encoding."""
+    with reading(path), open_bytes(path) as file:
+        _first_piece(path, file)
+    return lambda: _prompt_lines(path)
+
+
 def _first_piece(path: Path, file: BinaryIO) -> bytes:
     """The first line that is not blank, or its beginning when it is long, without blanks before it."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
     is_first = True
     while piece := file.readline(_CHUNK):
         if is_first:
@@ -76,7 +88,8 @@ def _first_piece(path: Path, file: BinaryIO) -> bytes:
 
 def _begins_with_a_line(first: bytes, file: BinaryIO, is_row: IsRow) -> bool:
     """Whether JSON lines begin here: an object on one line, with something below or with the fields of a row."""
-    value = _object(first if first.endswith(b"\n") else first + file.readline(MAX_ROW))
+    line = first if first.endswith(b"\n") else first + file.readline(MAX_ROW)
+    value = _object(line.decode(errors="replace"))  # a bad byte in it is a bad row, when its turn comes
     return value is not None and (is_row(value) or any(text.strip() for text in iter(lambda: file.readline(_CHUNK), b"")))
 
 
@@ -100,16 +113,38 @@ def _raw_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
 def _lines(path: Path) -> Iterator[Row | BadRow]:
     with reading(path), open_bytes(path) as file:
         for number, line in enumerate(_raw_lines(path, file), start=1):
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            if text:
+            text = _decoded(path, number, line)
+            if isinstance(text, BadRow):
+                yield text
+            elif text:
                 yield _line(path, number, text)
+
+
+def _prompt_lines(path: Path) -> Iterator[Row | BadRow]:
+    with reading(path), open_bytes(path) as file:
+        for number, line in enumerate(_raw_lines(path, file), start=1):
+            text = _decoded(path, number, line)
+            if isinstance(text, BadRow):
+                yield text
+            elif text:
+                yield Row(str(path), number, {"prompt": text})
+
+
+def _decoded(path: Path, number: int, line: bytes) -> str | BadRow:
+    """A line's text, or a bad row where it is not UTF-8: the next line is as good as before."""
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        problem = f"not text in UTF-8 (byte 0x{line[error.start]:02x}: {error.reason}); convert the file to UTF-8"
+        shown_line = line.decode("utf-8", "backslashreplace").strip()
+        return BadRow(number, DataError(f"{path} line {number}: {problem}"), excerpt(shown_line))
 
 
 def _line(path: Path, number: int, text: str) -> Row | BadRow:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return BadRow(number, DataError(f"{path} line {number}: not JSON: {_one_line(error)}"), excerpt(text))
+        return BadRow(number, DataError(f"{path} line {number}: not JSON: {one_line(error)}"), excerpt(text))
     if not isinstance(value, dict):
         return BadRow(number, DataError(f"{path} line {number}: must be a JSON object, got {shown(value)}"), excerpt(text))
     return Row(str(path), number, value)
@@ -174,7 +209,7 @@ class _Text:
                 value, end = self._json.raw_decode(self._text, self._at)
             except (ValueError, RecursionError) as error:
                 if self._ended or self._is_broken(error):
-                    problem = f"row {number} of the JSON array is broken or cut off: {_one_line(error)}"
+                    problem = f"row {number} of the JSON array is broken or cut off: {one_line(error)}"
                     raise DataError(f"{self._path}: {problem}") from error
             else:
                 # A bare number may go on behind the window's edge.
@@ -210,7 +245,7 @@ def _wrapped(path: Path, is_row: IsRow) -> Iterator[Row | BadRow]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON, nor JSON lines: {_one_line(error)}") from error
+        raise DataError(f"{path} is not JSON, nor JSON lines: {one_line(error)}") from error
     if is_row(value):
         yield Row(str(path), 1, value, unit="row")
         return
@@ -245,16 +280,12 @@ def _table(path: Path, delimiter: str) -> Iterator[Row | BadRow]:
                     error = DataError(f"{path} row {number}: has {len(cells)} cells for {len(names)} columns {shown(names)}")
                     yield BadRow(number, error, excerpt(delimiter.join(cells)))
         except csv.Error as error:
-            raise DataError(f"{path} line {reader.line_num}: broken CSV: {_one_line(error)}") from error
+            raise DataError(f"{path} line {reader.line_num}: broken CSV: {one_line(error)}") from error
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _object(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from selfreward.errors import DataError
+from selfreward.filters import same_language
 from selfreward.sources.found import Found, Read, attempt, sort_replies
 from selfreward.sources.records import Reading
 from selfreward.sources.rows import BadRow, Row, Rows
@@ -78,7 +79,8 @@ def _tree(first: Row, replies: Sequence[Row], lang: str | None, about: tuple[str
 def _unusable(message: Row, lang: str | None) -> str | None:
     """Why a message is left out, or None."""
     value = message.value
-    if lang is not None and value.get("lang") not in (None, "", lang):
+    own = value.get("lang")
+    if lang is not None and own not in (None, "") and not same_language(str(own), lang):
         return "lang"
     if _is_true(value.get("deleted")):
         return "deleted"
@@ -128,7 +130,6 @@ class _Table:
     def trees(self, reading: Reading) -> Iterator[Found | BadRow]:
         """Each tree when its last message has come; each message that cannot be read; counts of what lies deeper."""
         repeated = self._first_pass()
-        deeper: Counter[str] = Counter()
         for row in self._rows():
             if isinstance(row, BadRow):
                 yield row
@@ -141,14 +142,14 @@ class _Table:
                 yield row.bad(error)
                 continue
             if parent is not None and not self._is_root.get(parent, False):
-                deeper["deeper_turn" if parent in self._is_root else "no_parent"] += 1
+                # Counted at once: whoever reads may stop at any tree.
+                reading.replies_dropped["deeper_turn" if parent in self._is_root else "no_parent"] += 1
+                reading.num_replies += 1
                 continue
             tree = self._add(row, own, parent)
             if tree is not None:
                 yield tree
         assert not self._open, "every tree is complete when the file has ended"
-        reading.replies_dropped.update(deeper)
-        reading.num_replies += deeper.total()
 
     def _first_pass(self) -> set[int]:
         """Which messages are roots and how many replies each has; returns the rows whose message was there before."""

@@ -10,7 +10,8 @@ from selfreward.config import SourceConfig
 from selfreward.errors import DataError
 from selfreward.sources.compressed import reading
 from selfreward.sources.containers import DATA_SUFFIXES, PARQUET, IsRow, data_suffix, text_rows
-from selfreward.sources.rows import BadRow, Row, Rows, shown
+from selfreward.sources.rows import BadRow, Row, Rows
+from selfreward.texts import one_line, shown
 
 SAVED_DATASET, SAVED_SPLITS = "state.json", "dataset_dict.json"
 """Files that `datasets` writes into a folder: one data set, several splits."""
@@ -95,8 +96,7 @@ def _parquet(path: Path) -> Iterator[Row | BadRow]:
                         number += 1
                         yield Row(str(path), number, value, unit="row")
         except pyarrow.ArrowException as error:
-            problem = " ".join(str(error).split())
-            raise DataError(f"{path} cannot be read as Parquet after row {number}: {problem}") from error
+            raise DataError(f"{path} cannot be read as Parquet after row {number}: {one_line(error)}") from error
 
 
 def _saved(folder: Path) -> Iterator[Row | BadRow]:
@@ -140,4 +140,4 @@ def _numbered(name: str, problem: str, load: Callable[[], Iterable[Mapping[str, 
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{problem} after row {number}: {' '.join(str(error).split())}") from error
+        raise DataError(f"{problem} after row {number}: {one_line(error)}") from error

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from selfreward.sources.found import Found
-from selfreward.sources.rows import Row, shown
+from selfreward.sources.rows import Row
+from selfreward.texts import shown
 
 SPEAKERS = {
     "user": "user", "human": "user", "prompter": "user",
@@ -37,8 +38,14 @@ def parse_completion(row: Row) -> Found:
 
 
 def parse_prompt(row: Row) -> Found:
-    """`prompt`, `instruction` or `text`, and nothing else."""
-    return found(row, row.string(*PROMPT_KEYS))
+    """`prompt`, `instruction` with optional `input`, or `text`, and no reply."""
+    return found(row, prompt_of(row))
+
+
+def prompt_of(row: Row) -> str:
+    """The prompt alone, whatever else the row has."""
+    prompt = row.string(*PROMPT_KEYS)
+    return _with_input(prompt, row, "input") if row.find(*PROMPT_KEYS) == "instruction" else prompt
 
 
 def parse_self_instruct(row: Row) -> Found:

@@ -1,9 +1,8 @@
 """`read_source`: one configured source -> a lazy stream of records and drops, with its counts.
 
-Memory: one row at a time (a tree, a prompt's run of rows), and 8 bytes of hash for each id, some 70 in Python's terms.
+Memory: one row at a time (a tree, a prompt's run of rows), and 8 bytes for each id.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +12,8 @@ from typing import Any, Literal
 
 from selfreward.config import SourceConfig
 from selfreward.errors import ConfigError, DataError
-from selfreward.filters import words_of
+from selfreward.filters import check_language, is_foreign, same_language, words_of
+from selfreward.sources.digests import Digests
 from selfreward.sources.formats import detect, formats, is_row
 from selfreward.sources.found import Format, Found
 from selfreward.sources.places import Container, data_files, file_rows, open_place
@@ -25,6 +25,7 @@ from selfreward.types import Drop
 
 PEEK = 20
 """First rows of a file that its format is told from."""
+_LANG = "seed.sources[].lang"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +39,27 @@ class _Part:
 
 
 def read_source(
-    source: SourceConfig, label: str, on_bad_row: Literal["fail", "skip"]
+    source: SourceConfig, label: str, on_bad_row: Literal["fail", "skip"], ids: Digests | None = None
 ) -> tuple[Reading, Iterator[Record | Drop]]:
     """Open a source and stream it: each row is one Record or one Drop. The Reading is complete when the stream has ended.
 
     Ids are `<label>-<the row's own id, or its line or row number>`, with the file's name before the number when a folder
-    holds several files; an own id that was there before gets the row's number behind it. An empty label adds nothing.
+    holds several files; an id that was there before gets the row's number behind it. An empty label adds nothing. `ids` are
+    those given out so far: sources that share the set share no id. None: nobody else gives out ids.
 
     Drop reasons of all formats: `bad_row` (only with on_bad_row=skip; else DataError), `lang`, `prompt_too_long`, `blank`
     (the prompt, or the only reply), and where no wanted role is left `too_short`, `too_long`, `no_response`, `no_reply`,
     `one_reply`, `all_tied` or `no_usable_reply`; formats add their own.
 
-    Raises ConfigError when the format does not offer the role, DataError when there is nothing to read, when the format
-    cannot be told, and, once the stream runs, where a file is damaged.
+    Raises ConfigError when the format does not offer the role or `lang` is no known language, DataError when there is
+    nothing to read, when the format cannot be told, and, once the stream runs, where a file is damaged.
     """
     if source.format == "lab":
         raise ConfigError("format=lab is not read from a path: the seed stage writes the micro-world's seed folder first")
     if not source.path:
         raise ConfigError("a seed source has no path; set its `path`, or `seed.path` for all sources")
+    if source.lang is not None:
+        check_language(source.lang, _LANG)
     files = seed_files(Path(source.path).expanduser()) if source.format in ("auto", SEED_FOLDER) else []
     reading = Reading(format=source.format, detected=source.format == "auto")
     if files or source.format == SEED_FOLDER:
@@ -67,7 +71,7 @@ def read_source(
         reading.format = shape.name
         parts = [_Part(container, None, source.split) for container in containers]
         parts[0] = replace(parts[0], format=shape)
-    return reading, _Stream(source, label, on_bad_row, reading).run(parts)
+    return reading, _Stream(source, label, on_bad_row, reading, Digests() if ids is None else ids).run(parts)
 
 
 def _seed_folder_parts(source: SourceConfig, reading: Reading) -> list[_Part]:
@@ -92,7 +96,10 @@ def _seed_folder_parts(source: SourceConfig, reading: Reading) -> list[_Part]:
 
 def _check_role(source: SourceConfig, name: str, offers: frozenset[Role]) -> None:
     if source.role not in ("auto", *offers):
-        raise ConfigError(f"role={source.role} is not in a source of format {name}, which offers {', '.join(sorted(offers))}")
+        raise ConfigError(
+            f"seed.sources, {source.path!r}: role={source.role} is not in a source of format {name}, which offers "
+            f"{', '.join(sorted(offers))}"
+        )
 
 
 def _format_of(container: Container, source: SourceConfig, on_bad_row: str) -> Format:
@@ -115,10 +122,10 @@ def _format_of(container: Container, source: SourceConfig, on_bad_row: str) -> F
 class _Stream:
     """Turns units into records and drops, and counts them."""
 
-    def __init__(self, source: SourceConfig, label: str, on_bad_row: str, reading: Reading) -> None:
+    def __init__(self, source: SourceConfig, label: str, on_bad_row: str, reading: Reading, ids: Digests) -> None:
         self._source, self._on_bad_row, self._reading = source, on_bad_row, reading
         self._prefix = f"{label}-" if label else ""
-        self._seen: set[int] = set()
+        self._ids = ids
 
     def run(self, parts: list[_Part]) -> Iterator[Record | Drop]:
         """All parts, one after the other."""
@@ -163,11 +170,8 @@ class _Stream:
     def _why_not_prompt(self, unit: Found) -> str | None:
         if not unit.prompt.strip():
             return "blank"
-        wanted = self._source.lang
-        if wanted is not None:
-            lang, wanted = (unit.lang, wanted) if unit.lang else (_recognised(unit.prompt), wanted.split("-")[0])
-            if lang.lower() != wanted.lower():
-                return "lang"
+        if self._source.lang is not None and _is_other_language(unit, self._source.lang):
+            return "lang"
         limit = self._source.max_prompt_words
         return "prompt_too_long" if limit is not None and len(words_of(unit.prompt)) > limit else None
 
@@ -211,24 +215,17 @@ class _Stream:
         return frozenset(role for role in has & shape.offers if self._source.role in ("auto", role))
 
     def _id(self, own: str | None, number: int, part: _Part) -> str:
-        """A new id; hashes of those given out tell whether it is one."""
+        """A new id. One that only looks as if it were there before (64 bits) gets a number behind it too."""
         tag = f"{part.container.tag}-" if part.container.tag else ""
         name = f"{self._prefix}{part.prefix}{own if own is not None else f'{tag}{number}'}"
-        while _hash(name) in self._seen:
+        while not self._ids.add(name):
             name = f"{name}-{number}"
-        self._seen.add(_hash(name))
         return name
 
 
-def _hash(name: str) -> int:
-    """64 bits: two names that share them cost nothing but a number behind the second."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
-
-
-def _recognised(prompt: str) -> str:
-    import py3langid
-
-    return str(py3langid.classify(prompt)[0])
+def _is_other_language(unit: Found, wanted: str) -> bool:
+    """A row's own word counts. Without it only a text that is clearly in another language is."""
+    return not same_language(unit.lang, wanted) if unit.lang else is_foreign(unit.prompt, wanted, _LANG)
 
 
 def _why_no_role(unit: Found, role: str) -> str:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from selfreward.errors import DataError
+from selfreward.texts import shown
 
-MAX_SHOWN = 60
-"""Characters of a wrong value that an error message shows."""
 MAX_EXCERPT = 1000
 """Characters of an unreadable row that its drop keeps."""
 MAX_ID = 200
@@ -179,12 +178,6 @@ def to_json(value: Any) -> str:
 def excerpt(text: str) -> str:
     """The beginning of a raw row."""
     return text if len(text) <= MAX_EXCERPT else f"{text[:MAX_EXCERPT]}..."
-
-
-def shown(value: Any) -> str:
-    """A value in an error message: on one line, cut."""
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _is_finite(value: float) -> bool:

@@ -1,24 +1,16 @@
-"""A user's own prompts: a file with one prompt a row -> rows, in the order of the file.
+"""The file of a user's own prompts that `propose.path` names. How it is read, `sources.prompts` says.
 
-| name ends in | a row |
-|---|---|
-| .txt | one line is one prompt |
-| .jsonl | {"prompt": "..."} or {"instruction": "...", "input": "..."}; a text in `input` follows the instruction |
-
-Either may be gzipped (.txt.gz). Blank lines are no rows, further keys are ignored. A row is known by its line, from 1.
+A prompt is known by its line, from 1 (its row where the file has no lines): later rounds go on behind it.
 """
 
-import gzip
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
-from typing import Any
 
 from selfreward.errors import ConfigError, DataError
-
-_KEYS = ("prompt", "instruction")
-_MAX_SHOWN = 60
+from selfreward.sources import read_prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +22,23 @@ class PromptRow:
 
 
 def read_prompt_file(setting: str, after: int = 0) -> Iterator[PromptRow]:
-    """The rows of `propose.path` behind line `after`.
+    """The rows of `propose.path` behind line `after`. The path and the file's beginning are looked at in the call itself.
 
-    Raises ConfigError when the path names no such file, DataError naming the line of a row that cannot be read.
+    Raises ConfigError when the path names no file, DataError for one that is no file of prompts or, naming the line, for a
+    row that cannot be read.
     """
-    path, parse = _recognise(setting)
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if number > after and line.strip():
-                    yield PromptRow(number, parse(line.decode("utf-8-sig" if number == 1 else "utf-8")))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise DataError(f"propose.path={setting!r} line {number}: {error}") from error
-    except (OSError, EOFError) as error:
-        raise DataError(f"propose.path={setting!r} cannot be read after line {number}: {error}") from error
+    path = Path(setting).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"propose.path={setting!r} is no file; propose.source=file needs one")
+    with _named():
+        prompts = read_prompts(path)
+
+    def stream() -> Iterator[PromptRow]:
+        with _named():
+            for line, text in dropwhile(lambda row: row[0] <= after, prompts()):
+                yield PromptRow(line, text)
+
+    return stream()
 
 
 def count_prompts(setting: str) -> int:
@@ -55,40 +49,10 @@ def count_prompts(setting: str) -> int:
     return num_rows
 
 
-def _recognise(setting: str) -> tuple[Path, Callable[[str], str]]:
-    path = Path(setting).expanduser()
-    parsers: dict[str, Callable[[str], str]] = {".txt": lambda line: line.strip(), ".jsonl": _parse_json}
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in parsers:
-        raise ConfigError(f"propose.path={setting!r}: a prompt file is named .txt, .jsonl, .txt.gz or .jsonl.gz; rename it")
-    if not path.is_file():
-        raise ConfigError(f"propose.path={setting!r} is no file; propose.source=file needs one")
-    return path, parsers[suffix]
-
-
-def _parse_json(line: str) -> str:
-    """Raises ValueError telling what is wrong with the row."""
+@contextmanager
+def _named() -> Iterator[None]:
+    """Puts the setting before what is wrong with the file."""
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"must be a JSON object with {' or '.join(map(repr, _KEYS))}, got {_shown(row)}")  # noqa: TRY004
-    key = next((key for key in _KEYS if key in row), None)
-    if key is None:
-        raise ValueError(f"has neither {' nor '.join(map(repr, _KEYS))}; the row has {sorted(row)}")
-    text = _text(row, key)
-    extra = _text(row, "input") if key == "instruction" and row.get("input") is not None else ""
-    return "\n\n".join(part for part in (text.strip(), extra.strip()) if part)
-
-
-def _text(row: Mapping[str, Any], key: str) -> str:
-    value = row[key]
-    if not isinstance(value, str):
-        raise ValueError(f"field {key!r} must be a text, got {_shown(value)}")  # noqa: TRY004
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+        yield
+    except DataError as error:
+        raise DataError(f"propose.path: {error}") from error

@@ -1,7 +1,8 @@
 """Candidates -> the five seed tables: who gets a prompt, and which prompts are the same one.
 
 Held-out sets come first, then EFT, then IFT. A prompt that overlaps with one of an earlier group leaves: equal text after
-normalising, or a ROUGE-L above `seed.max_overlap`. The two held-out tables are one group, because neither is trained on: a
+normalising, or a ROUGE-L above `seed.max_overlap`; so does one that overlaps with a prompt that a source holds out,
+whether this run takes that one or not. The two held-out tables are one group, because neither is trained on: a
 source that names its held-out rows may ask the same prompt in both. EFT targets and the ranked sets for more of them
 are one group too. A split takes no row that a later one needs for its share.
 """
@@ -83,7 +84,7 @@ class Splitter:
         self.quotas = share_out(self.asked, pool.supply())
         self._config = config
         self._reject = reject
-        self._heldout = pool.heldout
+        self._pool = pool
         self._left = pool.candidates()
         self._taken: dict[SplitName, set[str]] = {split: set() for split in SPLITS}
         self._texts: dict[SplitName, RougePool] = {split: RougePool() for split in SPLITS}
@@ -144,11 +145,12 @@ class Splitter:
             other: self._texts[other].overlapping(prompts, self._config.max_overlap) if self._config.max_overlap < 1 else []
             for other in others
         }
+        unused = self._pool.near_heldout(prompts)
         found: list[str | None] = []
         for index, item in enumerate(batch):
             prompt = normalise(item.record.prompt)
             hits = (other for other in others if prompt in self._taken[other] or (close[other] and close[other][index]))
-            hit = next(hits, UNUSED if prompt in self._heldout else None)
+            hit = next(hits, UNUSED if unused[index] else None)
             found.append(hit if item.record.split != "heldout" else None)
         return found
 

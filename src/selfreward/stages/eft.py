@@ -5,7 +5,7 @@ targets first, then built ones up to `seed.num_eft`.
 Building: the baseline judges all replies of a prompt `eft.samples` times; of these judgings the one that agrees with the
 human order on most replies (the first of them) gives its justifications and scores as targets, for the replies on which
 it agrees (`eft.agreement`, `eft.ties`; docs/decisions/0002). Then the most frequent scores are thinned out to
-`eft.max_share`. Dropped replies: `unparsed`, `disagrees`, `uncompared`, `over_share`, `over_limit`.
+`eft.max_share`. Dropped replies: `unparsed`, `sibling_unparsed`, `disagrees`, `uncompared`, `over_share`, `over_limit`.
 """
 
 import json
@@ -70,7 +70,8 @@ def agreement(ranks: Sequence[int], scores: Sequence[float | None], config: EftC
 
     Compared are the pairs that humans told apart and that both have a score. A reply agrees where no pair of it is
     wrong and one at least is right. With `eft.agreement=whole-order` the replies stand and fall together. Reasons:
-    `unparsed` (no score), `disagrees`, `uncompared` (no pair of it says anything).
+    `unparsed` (no score), `sibling_unparsed` (another reply of the whole order has none), `disagrees`, `uncompared`
+    (no pair of it says anything).
     """
     right, wrong = [0] * len(ranks), [0] * len(ranks)
     for a, b in combinations(range(len(ranks)), 2):
@@ -84,7 +85,9 @@ def agreement(ranks: Sequence[int], scores: Sequence[float | None], config: EftC
         counted[a] += 1
         counted[b] += 1
     if config.agreement == "whole-order":
-        lost = "unparsed" if None in scores else "disagrees" if any(wrong) else None if any(right) else "uncompared"
+        if None in scores:
+            return ["unparsed" if score is None else "sibling_unparsed" for score in scores]
+        lost = "disagrees" if any(wrong) else None if any(right) else "uncompared"
         return [lost] * len(ranks)
     return [
         "unparsed" if score is None else "disagrees" if wrong[reply] else None if right[reply] else "uncompared"
@@ -125,6 +128,32 @@ def thin_out(scores: Mapping[str, float], max_share: float) -> set[str]:
     return dropped
 
 
+def select(scores: Mapping[str, float], limit: int, max_share: float) -> dict[str, str]:
+    """Id -> why it is dropped, so that at most `limit` are left and `thin_out` would drop none of them.
+
+    Where the limit cuts, the first of each score stay: a cut through the file alone would let a score that is frequent
+    at its beginning exceed its share. `over_share`: its score has its share; `over_limit`: the limit is reached.
+    """
+    lost = dict.fromkeys(thin_out(scores, max_share), "over_share")
+    left = {item_id: score for item_id, score in scores.items() if item_id not in lost}
+    if len(left) > limit:
+        share = max(max_share, 1 / len(set(left.values())))
+        most = max(1, int(share * limit + 1e-9))
+        counts: Counter[float] = Counter()
+        for item_id, score in left.items():
+            if counts.total() >= limit or counts[score] >= most:
+                lost[item_id] = "over_limit" if counts.total() >= limit else "over_share"
+            else:
+                counts[score] += 1
+        left = {item_id: score for item_id, score in left.items() if item_id not in lost}
+        # The share of the limit is rounded, and scores that came too late are missing.
+        lost |= dict.fromkeys(thin_out(left, max_share), "over_share")
+        left = {item_id: score for item_id, score in left.items() if item_id not in lost}
+    assert len(left) <= limit, f"{len(left)} targets for a limit of {limit}"
+    assert not thin_out(left, max_share), f"a score exceeds eft.max_share={max_share}: {Counter(left.values())}"
+    return lost
+
+
 def _build(stage: Stage, given: Sequence[EftExample], sets: Sequence[RankedSet], judged: Sequence[Judgement]) -> Counts:
     votes = {judgement.completion_id: judgement.votes for judgement in judged}
     targets: list[EftExample] = []
@@ -146,12 +175,10 @@ def _build(stage: Stage, given: Sequence[EftExample], sets: Sequence[RankedSet],
         "num_sets_kept_whole": num_whole,
         "histogram_before": _histogram(targets),
     }
-    crowded = thin_out({target.id: target.score for target in targets}, stage.config.eft.max_share)
-    drops += [_drop(target, "over_share") for target in targets if target.id in crowded]
-    targets = [target for target in targets if target.id not in crowded]
-    limit = max(0, stage.config.seed.num_eft - len(given))
-    drops += [_drop(target, "over_limit") for target in targets[limit:]]
-    return _store(stage, [*given, *targets[:limit]], drops)
+    scores = {target.id: target.score for target in targets}
+    lost_ids = select(scores, max(0, stage.config.seed.num_eft - len(given)), stage.config.eft.max_share)
+    drops += [_drop(target, lost_ids[target.id]) for target in targets if target.id in lost_ids]
+    return _store(stage, [*given, *(target for target in targets if target.id not in lost_ids)], drops)
 
 
 def _take_over(given: Sequence[EftExample], rubric: Rubric, stage: Stage) -> Counts:

@@ -5,8 +5,9 @@ asked for one new task, or the next rows of `propose.path`. Out: prompts.parquet
 until `propose.num_prompts` are accepted, `propose.max_attempts` were looked at, or the file has no more rows; the
 record's `stopped_by` says which. The order of the checks is the order of the reasons: `prompt_too_long` (the
 demonstrations fill the context), `content_filter` (the proposer's server withheld the reply), `truncated`, those of
-`filters.refuse`, `heldout`, `copied` (one of its own demonstrations), `duplicate` (known already), `rouge_l` (too close
-to a known prompt), `surplus`.
+`filters.refuse`, `heldout` (a held-out prompt, or as close to one as no prompt of another split may be:
+`seed.max_overlap`), `copied` (one of its own demonstrations), `duplicate` (known already), `rouge_l` (too close to a known
+prompt), `surplus`.
 """
 
 import json
@@ -125,7 +126,8 @@ def _open_collector(stage: Stage, template: Rubric, prefix: str, seed: Artifact,
         derive_seed=stage.seed,
         seeds=[item.prompt for item in read_rows(seed.path / "ift.parquet", Demonstration)],
         earlier=[item.text for item in earlier],
-        heldout=frozenset(map(normalise, heldout)),
+        heldout=heldout,
+        max_overlap=stage.config.seed.max_overlap,
     )
 
 
@@ -150,7 +152,8 @@ class Collector:
     derive_seed: Callable[..., int]
     seeds: Sequence[str]
     earlier: Sequence[str]
-    heldout: frozenset[str]
+    heldout: Sequence[str]
+    max_overlap: float = 1.0
     accepted: list[Prompt] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
     num_asked: int = 0
@@ -159,6 +162,8 @@ class Collector:
     def __post_init__(self) -> None:
         self._known = {normalise(text) for text in (*self.seeds, *self.earlier)}
         self._pool = RougePool((*self.seeds, *self.earlier))
+        self._heldout = frozenset(map(normalise, self.heldout))
+        self._heldout_pool = RougePool(self.heldout)
 
     def collect(self, ask: Ask, advance: Advance = lambda count: None) -> None:
         """Ask and filter until there are enough prompts or no attempts left; `advance` counts accepted prompts."""
@@ -257,13 +262,19 @@ class Collector:
     def _reason(self, proposal: Proposal, key: str) -> str | None:
         """Why a proposal is refused before its likeness is looked at, or None."""
         reason = proposal.failure or refuse(proposal.prompt.text, self.config)
-        if reason is None and key in self.heldout:
+        if reason is None and self.is_heldout(proposal.prompt.text):
             reason = "heldout"
         if reason is None and key in set(map(normalise, proposal.demonstrations)):
             reason = "copied"
         if reason is None and key in self._known:
             reason = "duplicate"
         return reason
+
+    def is_heldout(self, text: str) -> bool:
+        """Whether a text counts as one of the held-out prompts, by the rule that keeps the seed's splits apart."""
+        if normalise(text) in self._heldout:
+            return True
+        return self.max_overlap < 1 and self._heldout_pool.overlapping([text], self.max_overlap)[0]
 
     def _drop(self, proposal: Proposal, reason: str) -> None:
         self.drops.append(Drop(proposal.prompt.id, reason, json.dumps(proposal.said, ensure_ascii=False)))
@@ -273,7 +284,7 @@ def _store(stage: Stage, collector: Collector, notes: Mapping[str, Any]) -> Coun
     reasons = Counter(drop.reason for drop in collector.drops)
     if not collector.accepted and stage.config.pair.min_pairs:
         raise DataError(_none_accepted(stage, collector, reasons))
-    assert not collector.heldout & {normalise(prompt.text) for prompt in collector.accepted}, "held-out prompt accepted"
+    assert not any(collector.is_heldout(prompt.text) for prompt in collector.accepted), "held-out prompt accepted"
     stage.write_rows("prompts", collector.accepted, Prompt)
     stage.reject(collector.drops)
     stage.notes |= {

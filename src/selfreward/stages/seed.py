@@ -19,6 +19,7 @@ from selfreward.judging import check_targets
 from selfreward.lab.seed_files import write_seed_files
 from selfreward.rubrics import load_rubric
 from selfreward.sources import read_source
+from selfreward.sources.digests import Digests
 from selfreward.sources.records import Record
 from selfreward.stages._pool import SPLITS, Candidate, Pool, SplitName
 from selfreward.stages._seed_notes import SourceNotes
@@ -27,6 +28,10 @@ from selfreward.types import Counts, Demonstration, Drop, EftExample, Prompt, Ra
 
 LAB_FOLDER = "source"
 """Inside the stage's folder: the micro-world's files, as a seed folder."""
+_STARVED = (
+    "; rows left as over_limit because enough others came before them, which then overlapped: name sources of held-out rows "
+    "first in seed.sources, or raise the seed.num_... of that table"
+)
 _TYPES: dict[SplitName, type] = {
     "ranked_heldout": RankedSet,
     "prompts_heldout": Prompt,
@@ -46,8 +51,9 @@ def run(run: Run) -> Artifact:
     # Contents count, not where they lie.
     section = config.model_dump(mode="json", exclude={"path": True, "sources": {"__all__": {"path", "allow_download"}}})
     artifact = run.stage("seed", {"seed": section, "files": source_hashes(config)}, {}, _work)
-    if run.config.mode == "self-rewarding":
-        _check_eft(run.config, artifact.path)
+    # Said while the tables are made, before they count as finished; again here, where a finished stage meets another rubric.
+    num_ranked = read_json(artifact.path / "record.json")["notes"]["num_ranked_train"]
+    _check_eft(run.config, read_rows(artifact.path / "eft_train.parquet", EftExample), num_ranked)
     return artifact
 
 
@@ -89,10 +95,10 @@ def _work(stage: Stage) -> Counts:
             notes[source].dropped[drop.reason] += 1
             keep(drop)
 
-        pool = Pool(config, reject)
+        pool, ids = Pool(config, reject), Digests()
         for place, source in enumerate(located_sources(config)):
             with stage.run.progress.task(f"seed: {source.path or source.format}", None) as advance:
-                for item in _read(stage, source, place, notes[place]):
+                for item in _read(stage, (place, source), notes[place], ids):
                     if isinstance(item, Drop):
                         reject(item, place)
                     else:
@@ -102,14 +108,16 @@ def _work(stage: Stage) -> Counts:
         splitter = Splitter(pool, config, reject)
         splitter.split()
         _check_tables(splitter.tables, notes)
+        _check_sources(stage.config, splitter.tables)
     return _store(stage, splitter, notes)
 
 
-def _read(stage: Stage, source: SourceConfig, place: int, notes: SourceNotes) -> Iterator[Record | Drop]:
+def _read(stage: Stage, numbered: tuple[int, SourceConfig], notes: SourceNotes, ids: Digests) -> Iterator[Record | Drop]:
     """A source's stream; its format is logged, its rows are counted in the notes. Ids of further sources begin with
-    `s2-`, `s3-`, ..., so that another source changes none of the first one's."""
+    `s2-`, `s3-`, ..., so that another source changes none of the first one's; `ids` are all that were given out."""
+    place, source = numbered
     files = _as_files(source, stage.path / LAB_FOLDER, stage.config.seed)
-    reading, items = read_source(files, f"s{place + 1}" if place else "", stage.config.seed.on_bad_row)
+    reading, items = read_source(files, f"s{place + 1}" if place else "", stage.config.seed.on_bad_row, ids)
     said = {"source": place + 1, "path": source.path, "format": reading.format, "detected": reading.detected}
     stage.logger.info("seed source opened", extra={"data": said})
     notes.reading = reading
@@ -134,9 +142,27 @@ def _check_tables(tables: Mapping[SplitName, Sequence[Candidate]], notes: Sequen
     for split, what, role in needs:
         if not tables[split]:
             raise DataError(
-                f"the seed sources leave no {what}: {num_rows} rows read, dropped {dropped}; "
-                f"add a source with role {role} to seed.sources, or check what its filters leave"
+                f"the seed sources leave no {what}: {num_rows} rows read, dropped: {_listed(dropped)}; "
+                f"add a source with role {role} to seed.sources, or check what its filters and its split leave"
+                + (_STARVED if dropped.get("over_limit") else "")
             )
+
+
+def _check_sources(config: Config, tables: Mapping[SplitName, Sequence[Candidate]]) -> None:
+    """`_check_eft` before anything is stored, naming the source of a target that does not say its score."""
+    num_ranked = len(tables["ranked_train"])
+    for place, source in enumerate(located_sources(config.seed)):
+        targets = [to_row(item.record, "eft_train") for item in tables["eft_train"] if item.source == place]
+        try:
+            _check_eft(config, [item for item in targets if isinstance(item, EftExample)], 1)
+        except DataError as error:
+            raise DataError(f"{source.path or source.format}: {error}") from error
+    if not tables["eft_train"]:
+        _check_eft(config, (), num_ranked)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {number:,}" for reason, number in sorted(counts.items())) or "none"
 
 
 def _store(stage: Stage, splitter: Splitter, notes: Sequence[SourceNotes]) -> Counts:
@@ -144,6 +170,8 @@ def _store(stage: Stage, splitter: Splitter, notes: Sequence[SourceNotes]) -> Co
     prompts = {split: [item.record.prompt for item in items] for split, items in tables.items()}
     shared = list(shared_prompts(prompts, stage.config.seed.max_overlap))
     assert not shared, f"splits share prompts: {shared[:3]}"
+    repeated = [id_ for id_, number in Counter(i.record.id for items in tables.values() for i in items).items() if number > 1]
+    assert not repeated, f"rows share ids: {repeated[:3]}"
     for split, items in tables.items():
         stage.write_rows(split, [to_row(item.record, split) for item in items], _TYPES[split])
         for item in items:
@@ -175,11 +203,12 @@ def to_row(record: Record, split: SplitName) -> Demonstration | EftExample | Pro
     return EftExample(record.id, record.prompt, record.response, record.judgement, record.score)
 
 
-def _check_eft(config: Config, folder: Path) -> None:
+def _check_eft(config: Config, targets: Sequence[EftExample], num_ranked: int) -> None:
     """Whether something can teach M1 to judge: said now, not after the SFT baseline is trained."""
-    targets = read_rows(folder / "eft_train.parquet", EftExample)
+    if config.mode != "self-rewarding":
+        return
     check_targets(load_rubric(config.judge.rubric, "pointwise"), targets)
-    if targets or config.eft.min_targets == 0 or read_json(folder / "record.json")["notes"]["num_ranked_train"]:
+    if targets or config.eft.min_targets == 0 or num_ranked:
         return
     why = "seed.num_eft=0" if config.seed.num_eft == 0 else "no source has EFT targets or ranked replies for training"
     raise DataError(
