@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from selfreward.endpoints import EndpointConfig
+from selfreward.config import EndpointConfig
 
 Brain = Callable[[str, int], str]
 """(what is asked: the last message or the plain text, seed or 0) -> the reply."""

@@ -152,6 +152,35 @@ def report(run_folder: RunFolder, as_json: AsJson = False) -> None:
     _show(run_folder, as_json)
 
 
+@app.command()
+def judge(  # noqa: PLR0913 - a command has as many parameters as it has options
+    data: Annotated[Path, typer.Argument(metavar="FILE", help="Responses, or with --agreement ranked ones; a file or folder.")],
+    model: Annotated[str, typer.Option(help="Who judges: a model folder, lab, or endpoint:NAME of the config.")],
+    overrides: Overrides = None,
+    agreement: Annotated[bool, typer.Option("--agreement", help="Measure the judge on what people ranked.")] = False,
+    rubric: Annotated[str | None, typer.Option(help="A shipped rubric's name or a file.")] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Votes for each response.")] = None,
+    mode: Annotated[str | None, typer.Option(help="sampled, or expected: the mean of all scores by probability.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where scores and votes go: a .parquet or .jsonl file.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="YAML config to take settings from.")] = None,
+    file_format: Annotated[str, typer.Option("--format", help="The data's format, where it is not told from it.")] = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge this many prompts at most.")] = None,
+    seeds_of: Annotated[str, typer.Option(help="The stage whose seeds votes have, such as m1/evals of a run.")] = "judge",
+    as_json: AsJson = False,
+) -> None:
+    """Score a file of responses with any model as judge, or measure how well it judges (--agreement)."""
+    from selfreward.config import default_config, load_config
+    from selfreward.judge_tool import Options, judge_data
+    from selfreward.progress import RichProgress
+    from selfreward.report.judge_table import render_judge
+
+    changed = overrides or []
+    config = load_config(config_file, changed) if config_file else default_config("judge", changed)
+    options = Options(data, model, agreement, rubric, k, mode, out, file_format, limit, seeds_of)
+    summary = judge_data(options, config, RichProgress())
+    typer.echo(json.dumps(summary, indent=1) if as_json else render_judge(summary, _width()))
+
+
 @lab.command("pretrain")
 def lab_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
@@ -187,6 +216,21 @@ def lab_seeds(
     chosen = [name for name in variants.split(",") if name] or None
     summary = run_seeds(parse_seeds(seeds), out, preset("demo"), list(overrides or []), jobs=jobs, variants=chosen)
     typer.echo(json.dumps(summary, indent=1) if as_json else seeds_table(summary, _width()))
+
+
+@lab.command("judge-modes")
+def lab_judge_modes(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs, for example the same run with several seeds.")],
+    out: Annotated[Path, typer.Option(help="Folder for the votes and summary.json.")],
+    model: Annotated[str, typer.Option(help="Which model of the runs judges: sft, m1, m2, ...")] = "m1",
+    sets_from: Annotated[Path | None, typer.Option(help="A run whose ranked sets all judge; else each its own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge held-out ranked sets with sampled and with expected scores: which ranks better, and what each costs."""
+    from selfreward.judge_modes import compare_modes, modes_table
+
+    summary = compare_modes(runs, out, model=model, sets_from=sets_from)
+    typer.echo(json.dumps(summary, indent=1) if as_json else modes_table(summary, _width()))
 
 
 @lab.command("data")

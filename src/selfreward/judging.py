@@ -6,15 +6,33 @@ grade itself.
 """
 
 import re
-from collections.abc import Sequence
-from math import fsum
-from typing import Literal, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import exp, fsum
+from statistics import median
+from typing import Any, Literal, cast
 
-from selfreward.errors import DataError, EngineError
-from selfreward.rubrics import Rubric, to_number
-from selfreward.types import REQUEST_ERRORS, EftExample, Generation, Judgement, Message, RequestError, Vote, VoteFailure
+from selfreward.config import Config, JudgeConfig
+from selfreward.errors import ConfigError, DataError, EngineError
+from selfreward.rubrics import Rubric
+from selfreward.rubrics.reading import to_number
+from selfreward.types import (
+    REQUEST_ERRORS,
+    Attempt,
+    EftExample,
+    Generation,
+    Judgement,
+    Message,
+    RequestError,
+    Vote,
+    VoteFailure,
+)
 
 Verdict = Literal["A", "B", "tie"]
+Aggregate = Literal["mean", "median", "trimmed-mean"]
+
+RETRIED: frozenset[VoteFailure] = frozenset({"no_score", "out_of_range", "truncated", "empty"})
+"""Failures of one reply, which another one may not have. A prompt that is too long stays too long."""
 
 _UNFINISHED = re.compile(r"[ \t.,/+*~\-\u2013\u2014]*")
 """What may stand between a number and the rest of what it was to become."""
@@ -40,17 +58,15 @@ def propose_prompt(rubric: Rubric, prompts: Sequence[str]) -> tuple[Message, ...
 def parse_vote(rubric: Rubric, generation: Generation, index: int) -> Vote:
     """Read the score out of a judge's reply.
 
-    The rule, with the default pattern: the last `Score:` of the reply counts, read from the same line. Markdown marks,
-    brackets and prose around the number do not matter: `**Score:** 4`, `Score: [4]`, `Score (0-5): 4`, `score: 4/5 points`,
-    `Score: 4.5`, `Score: 4,5`, `Score: 1 + 1 + 1 = 3`. A range (`3-4`, `3~4`), several numbers (`4, 5`, `4 and 5`), other
-    sums (`2*2 = 4`), a percentage, a word (`four`) is no score, and no earlier `Score:` stands in for it.
+    The rules stand in docs/judging.md, with a table that a test checks. In short, with the default pattern: the last `Score:`
+    that is no quotation counts, with the number on its line. Marks, brackets and prose around the number do not matter; a
+    range, several numbers, a percentage or a word is no score, and no earlier `Score:` stands in for it.
 
     The failures: `too_long` (the judge prompt did not fit the context), `content_filter` (the judge's server withheld the
     reply), `empty` (blank reply), `truncated` (the token
     limit cut the reply before a score, or right behind one with nothing but blanks or marks after it: `4.` may have
-    become 4.5, `4 /` a 4/10), `no_score`, `out_of_range` (outside the rubric's scale, or out of another top: `4/10`,
-    `4 points out of 10`). Raises EngineError for an engine failure that says nothing
-    about the reply.
+    become 4.5, `4 /` a 4/10), `no_score`, `out_of_range` (not on the rubric's scale, or out of another top: `4/10`,
+    `4 points out of 10`). Raises EngineError for an engine failure that says nothing about the reply.
     """
     _check_engine(generation)
     score, failure = _read_score(rubric, generation)
@@ -64,15 +80,132 @@ def parse_vote(rubric: Rubric, generation: Generation, index: int) -> Vote:
     )
 
 
-def judgement_of(completion_id: str, votes: Sequence[Vote], min_votes: int) -> Judgement:
-    """All votes on one response. The score is the plain mean of the valid votes, None with fewer than `min_votes`."""
+def asked_again(vote: Vote, answer: Vote) -> Vote:
+    """The new answer to a failed vote's question, with the failed one among its attempts."""
+    assert vote.failure is not None, "a vote with a score is final"
+    failed = Attempt(vote.text, vote.failure, vote.num_tokens, vote.finish_reason)
+    return replace(answer, attempts=(*vote.attempts, failed))
+
+
+def aggregate(scores: Sequence[float], how: Aggregate) -> float:
+    """One score for several. `trimmed-mean` leaves out one lowest and one highest score where there are three or more."""
+    if how == "median":
+        return float(median(scores))
+    if how == "trimmed-mean" and len(scores) >= 3:
+        scores = sorted(scores)[1:-1]
+    return fsum(scores) / len(scores)
+
+
+def judgement_of(
+    completion_id: str,
+    votes: Sequence[Vote],
+    min_votes: int,
+    how: Aggregate = "mean",
+    weights: Mapping[str, float] | None = None,
+) -> Judgement:
+    """All votes on one response, and the score that they give together: None with fewer than `min_votes` valid ones.
+
+    With `weights` (member -> weight) the votes come from a panel: its score is the weighted mean of its members' scores, and
+    None when one of them has fewer than `min_votes`. Without that member it would be the score of another panel, and scores
+    of different panels must not be compared.
+    """
+    if weights is None:
+        return Judgement(completion_id, tuple(votes), _score_of(votes, min_votes, how))
+    assert {vote.member for vote in votes} <= weights.keys(), f"{completion_id}: votes of strangers, members are {set(weights)}"
+    parts = [
+        (weight, _score_of([vote for vote in votes if vote.member == member], min_votes, how))
+        for member, weight in weights.items()
+    ]
+    known = [(weight, score) for weight, score in parts if score is not None]
+    if len(known) < len(parts):
+        return Judgement(completion_id, tuple(votes), None)
+    total = fsum(weight * score for weight, score in known) / fsum(weight for weight, _ in known)
+    return Judgement(completion_id, tuple(votes), total)
+
+
+def _score_of(votes: Sequence[Vote], min_votes: int, how: Aggregate) -> float | None:
     scores = [vote.score for vote in votes if vote.score is not None]
-    enough = len(scores) >= max(min_votes, 1)
-    return Judgement(completion_id, tuple(votes), fsum(scores) / len(scores) if enough else None)
+    return aggregate(scores, how) if len(scores) >= max(min_votes, 1) else None
+
+
+def legal_scores(rubric: Rubric) -> tuple[int, ...]:
+    """The whole numbers of the rubric's scale, lowest first."""
+    low, high = rubric.scale
+    return tuple(range(int(low), int(high) + 1))
+
+
+def judge_settings(config: JudgeConfig) -> dict[str, Any]:
+    """What decides the votes beside who gives them, for fingerprints. What only `judge.mode=expected` uses counts only there:
+    it changes no sampled vote."""
+    unused = {"mode", "justify", "min_mass"} if config.mode == "sampled" else set()
+    return config.model_dump(mode="json", exclude={"model", "panel", *unused})
+
+
+def check_judge_mode(rubric: Rubric, config: Config) -> None:
+    """Raise ConfigError where `judge.mode`, `judge.justify`, the numbers of votes and the rubric do not go together."""
+    judge, (low, high) = config.judge, rubric.scale
+    if judge.mode == "sampled" and not judge.justify:
+        raise ConfigError("judge.justify=false needs judge.mode=expected: sampled judgements justify their scores")
+    if judge.mode == "sampled":
+        return
+    if low != int(low) or high != int(high):
+        raise ConfigError(
+            f"judge.mode=expected weighs whole scores, but the scale of rubric {rubric.name!r} is {low:g} to {high:g}; "
+            "set judge.mode=sampled or another judge.rubric"
+        )
+    if judge.justify:
+        return
+    votes = {"judge.num_votes": judge.num_votes, "eval.num_votes": config.eval.num_votes}
+    votes |= {f"judge.panel[{number}].num_votes": seat.num_votes for number, seat in enumerate(judge.panel) if seat.num_votes}
+    for name, number in votes.items():
+        if number != 1:
+            raise ConfigError(f"{name}={number}, but judge.justify=false samples nothing, so votes are equal; set {name}=1")
+    if judge.max_retries:
+        raise ConfigError(
+            f"judge.max_retries={judge.max_retries}, but judge.justify=false samples nothing to try again; set it to 0"
+        )
+    if not rubric.verdict_prefix:
+        raise ConfigError(
+            f"judge.justify=false: rubric {rubric.name!r} does not say what stands before a score; add verdict_prefix to its "
+            "header (for example 'Score: '), or set judge.justify=true"
+        )
+
+
+def expected_vote(rubric: Rubric, scored: Generation, said: Vote | None, min_mass: float) -> Vote:
+    """The vote of a judge whose legal scores were weighed (`Request.choices`, in the order of `legal_scores`).
+
+    `said` is the sampled vote whose justification came before; its text, tokens and attempts stay. The failures: those of the
+    request (`too_long`: no room for a score), `off_scale` (a mass below `min_mass`, or none at all). Raises EngineError for an
+    engine that weighed nothing.
+    """
+    _check_engine(scored)
+    said = said or Vote(0, "", None, None, 0, scored.finish_reason)
+    if scored.finish_reason == "error":
+        return replace(said, score=None, failure=cast(RequestError, scored.error))
+    scores = legal_scores(rubric)
+    if scored.choice_logprobs is None or len(scored.choice_logprobs) != len(scores):
+        raise EngineError(
+            f"the engine did not weigh the {len(scores)} scores of request {scored.request_id!r}; judge.mode=expected needs "
+            "an engine that can: set engine.name=hf, or judge.mode=sampled"
+        )
+    weights = [exp(value) for value in scored.choice_logprobs]
+    mass = fsum(weights)
+    shares = tuple(weight / mass for weight in weights) if mass else None
+    if shares is None or mass < min_mass:
+        return replace(said, score=None, failure="off_scale", mass=mass, distribution=shares)
+    score = fsum(score * share for score, share in zip(scores, shares, strict=True))
+    return replace(said, score=score, failure=None, mass=mass, distribution=shares)
+
+
+def mean_mass(votes: Sequence[Vote]) -> float | None:
+    """The mean probability of the legal scores; None where no vote has one."""
+    known = [vote.mass for vote in votes if vote.mass is not None]
+    return fsum(known) / len(known) if known else None
 
 
 def parse_verdict(rubric: Rubric, generation: Generation) -> Verdict | None:
-    """Which response a pairwise judge prefers: the last `Verdict:` of the reply, read from the same line.
+    """Which response a pairwise judge prefers: the last `Verdict:` of the reply that is no quotation, read
+    from the same line.
 
     None where there is no clear one, where the token limit cut the reply right behind it, and for the request errors
     `too_long` and `content_filter`. Raises EngineError for any other engine failure.
@@ -119,8 +252,6 @@ def _read_score(rubric: Rubric, generation: Generation) -> tuple[float | None, V
         return None, "no_score" if generation.text.strip() else "empty"
     if _is_cut(generation, found.end):
         return None, "truncated"
-    low, high = rubric.scale
-    top = to_number(found.out_of) if found.out_of else None
-    if not low <= score <= high or (top is not None and top != high):
+    if not rubric.allows(score) or any(top != rubric.scale[1] for top in found.tops):
         return None, "out_of_range"
     return score, None

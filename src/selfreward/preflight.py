@@ -4,15 +4,17 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from selfreward.config import POLICY, SCRIPTED_PREFIX, Config, JudgeConfig, ProposeConfig
-from selfreward.endpoints import MAX_STOPS, endpoint_name
+from selfreward.config import FIRST, MAX_STOPS, POLICY, SCRIPTED_PREFIX, Config, endpoint_name
+from selfreward.engines import ROLE_PREFIXES, SCORES_CHOICES
 from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, folder_problem, has_chat_template
 from selfreward.engines.openai import need_package, read_key
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError, DataError, ModelError
 from selfreward.filters import check_language, read_unsafe_words
+from selfreward.judging import check_judge_mode
 from selfreward.rubrics import Kind, Rubric, load_rubric
 from selfreward.sources import read_source
+from selfreward.stages._panel import panel_rubrics
 from selfreward.stages._prompt_file import count_prompts
 from selfreward.stages.seed import located_sources
 
@@ -30,12 +32,15 @@ def check_config(config: Config) -> list[str]:
     if template not in (None, OWN_TEMPLATE) and not Path(template or "").is_file():
         raise ConfigError(f"model.chat_template={template!r} is not a file, nor {OWN_TEMPLATE!r}")
     lines += _check_rubrics(config)
+    for rubric in (load_rubric(config.judge.rubric, "pointwise"), *panel_rubrics(config.judge)):
+        check_judge_mode(rubric, config)
+    check_judge_engines(config)
     proposer = load_rubric(config.propose.template, "propose")
     if config.engine.name == "scripted":
         lines.append(_check_script(config.engine.script or "", "engine.script"))
     lines.append(_check_model(config, "model.path", config.model.path))
-    lines += _check_role(config, "judge", config.judge, load_rubric(config.judge.rubric, "pointwise"))
-    lines += _check_role(config, "propose", config.propose, proposer)
+    lines += _check_judges(config)
+    lines += check_role(config, "propose.model", config.propose.model, proposer)
     lines += _check_filters(config)
     lines += check_seed(config)
     return lines
@@ -64,39 +69,70 @@ def _check_filters(config: Config) -> list[str]:
     return lines
 
 
+def _check_judges(config: Config) -> list[str]:
+    """Who judges, and by which rubrics. `m1` is made by the run itself."""
+    lines = []
+    for number, (seat, rubric) in enumerate(zip(config.judge.members, panel_rubrics(config.judge), strict=True)):
+        place = f"judge.panel[{number}]" if config.judge.panel else "judge"
+        if config.judge.panel:
+            lines.append(_describe(f"{place}.rubric", rubric))
+        if seat.model != FIRST:
+            lines += check_role(config, f"{place}.model", seat.model, rubric)
+    return lines
+
+
+def check_judge_engines(config: Config) -> None:
+    """Expected scores need engines that weigh given continuations, for the policy (it judges in evaluations) and all judges."""
+    judge = config.judge
+    wanted: dict[str, str] = {f"engine.name={config.engine.name}": config.engine.name}
+    for number, seat in enumerate(judge.members):
+        setting = f"judge.panel[{number}].model" if judge.panel else "judge.model"
+        for prefix, engine in ROLE_PREFIXES.items():
+            if seat.model.startswith(prefix):
+                wanted[f"{setting}={seat.model}"] = engine
+    for setting, engine in wanted.items():
+        if judge.mode == "expected" and engine not in SCORES_CHOICES:
+            raise ConfigError(
+                f"judge.mode=expected needs an engine that weighs given scores ({', '.join(sorted(SCORES_CHOICES))}); "
+                f"{setting} cannot: change either"
+            )
+
+
 def _describe(setting: str, rubric: Rubric) -> str:
     return f"{setting}: {rubric.name} ({rubric.content_hash[:12]})"
 
 
-def _check_role(config: Config, role: str, section: JudgeConfig | ProposeConfig, rubric: Rubric) -> list[str]:
+def check_role(config: Config, setting: str, model: str, rubric: Rubric) -> list[str]:
     """A role's own player, who is asked with this rubric; nothing to check when the live model plays it."""
-    setting, model = f"{role}.model", section.model
     if model == POLICY:
         return []
     if endpoint_name(model) is not None:
-        return [_check_endpoint(config, role, section, rubric)]
+        return [_check_endpoint(config, setting, model, rubric)]
     if model.startswith(SCRIPTED_PREFIX):
         return [_check_script(model.removeprefix(SCRIPTED_PREFIX), setting)]
     return [_check_model(config, setting, model, needs_chat=rubric.format == "chat")]
 
 
-def _check_endpoint(config: Config, role: str, section: JudgeConfig | ProposeConfig, rubric: Rubric) -> str:
+def _check_endpoint(config: Config, setting: str, model: str, rubric: Rubric) -> str:
     """Everything about an endpoint that can be known without asking it. Raises MissingExtraError without the package."""
-    name = endpoint_name(section.model) or ""
-    endpoint, where, what = config.endpoints[name], f"endpoints.{name}", f"{role}.model={section.model!r}"
+    name = endpoint_name(model) or ""
+    endpoint, where, what = config.endpoints[name], f"endpoints.{name}", f"{setting}={model!r}"
     wanted = "chat" if rubric.format == "chat" else "completions"
     if endpoint.api != wanted:
         raise ConfigError(f"{what}: rubric {rubric.name!r} has format {rubric.format}, so {where}.api must be {wanted}")
     if len(rubric.stop) > MAX_STOPS:
         raise ConfigError(f"{what}: rubric {rubric.name!r} has {len(rubric.stop)} stop strings; the API takes {MAX_STOPS}")
-    if section.max_tokens >= endpoint.context_length:
+    role, max_tokens = (
+        ("propose", config.propose.max_tokens) if rubric.kind == "propose" else ("judge", config.judge.max_tokens)
+    )
+    if max_tokens >= endpoint.context_length:
         raise ConfigError(
-            f"{what}: {role}.max_tokens={section.max_tokens} leaves no room for a prompt in {where}.context_length="
+            f"{what}: {role}.max_tokens={max_tokens} leaves no room for a prompt in {where}.context_length="
             f"{endpoint.context_length}; lower it, or set the context length that the server has"
         )
     need_package()
     read_key(name, endpoint)
-    return f"{role}.model: {endpoint.model} at {endpoint.base_url} ({endpoint.api})"
+    return f"{setting}: {endpoint.model} at {endpoint.base_url} ({endpoint.api})"
 
 
 def _check_script(name: str, setting: str) -> str:

@@ -200,13 +200,14 @@ def writing_rows(path: str | Path, cls: type[T]) -> Iterator[Callable[[T], None]
 def read_rows(path: str | Path, cls: type[T]) -> list[T]:
     """Read rows of type `cls` that `write_rows` wrote.
 
-    Raises CorruptArtifactError when the file is missing, truncated, damaged, or holds rows of another type.
+    Fields with a default may be absent: a file from before they were added gives rows with the default. Raises
+    CorruptArtifactError when the file is missing, truncated, damaged, or holds rows of another type.
     """
     table = _read_table(path)
     if table.num_rows == 0 and table.num_columns == 0:
         return []
     expected = arrow_schema(cls)
-    if not _fits(pa.struct(list(table.schema)), pa.struct(list(expected))):
+    if not _can_read(pa.struct(list(table.schema)), cls):
         raise CorruptArtifactError(
             f"{path} does not hold {cls.__name__} rows: it has columns {table.schema.names}, expected {expected.names}"
             f"{'' if table.schema.names != expected.names else ' with other types'}"
@@ -215,20 +216,12 @@ def read_rows(path: str | Path, cls: type[T]) -> list[T]:
     return [decode(row) for row in table.to_pylist()]
 
 
-def _fits(stored: pa.DataType, expected: pa.DataType) -> bool:
-    """Whether stored values can be read as expected: equal types, but a column that may be empty now may once have been
-    one that never was."""
-    if pa.types.is_struct(stored) and pa.types.is_struct(expected):
-        return stored.num_fields == expected.num_fields and all(
-            _field_fits(stored.field(i), expected.field(i)) for i in range(stored.num_fields)
-        )
-    if pa.types.is_list(stored) and pa.types.is_list(expected):
-        return _field_fits(stored.value_field, expected.value_field)
-    return bool(stored.equals(expected))
-
-
-def _field_fits(stored: pa.Field, expected: pa.Field) -> bool:
-    return stored.name == expected.name and (expected.nullable or not stored.nullable) and _fits(stored.type, expected.type)
+def holds_rows(path: str | Path, cls: type[Any]) -> bool:
+    """Whether a file is a table that `write_rows` wrote of rows of type `cls`. False for a file that is no Parquet."""
+    try:
+        return bool(pq.read_schema(path).equals(arrow_schema(cls)))
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def read_rows_metadata(path: str | Path) -> dict[str, str]:
@@ -287,10 +280,30 @@ def _make_record_codec(cls: type[Any]) -> _Codec:
         return {name: codec.encode(getattr(value, name), f"{where}.{name}") for name, codec in codecs.items()}
 
     def decode(value: Any) -> Any:
-        return cls(**{name: codec.decode(value[name]) for name, codec in codecs.items()})
+        return cls(**{name: codec.decode(value[name]) for name, codec in codecs.items() if name in value})
 
     arrow = pa.struct([pa.field(name, codec.arrow, nullable=codec.nullable) for name, codec in codecs.items()])
     return _Codec(arrow, encode, decode)
+
+
+def _can_read(stored: pa.DataType, hint: Any) -> bool:
+    """Whether values of a stored type can be read as `hint`: the same type, or one from before a field with a default was
+    added or a field could be None."""
+    if dataclasses.is_dataclass(hint) and pa.types.is_struct(stored):
+        names = [field.name for field in stored]
+        has_default = {field.name: field.default is not dataclasses.MISSING for field in dataclasses.fields(hint)}
+        hints = typing.get_type_hints(hint)
+        return names == [name for name in hints if name in names or not has_default[name]] and all(
+            field.nullable <= _codec(hints[field.name]).nullable and _can_read(field.type, hints[field.name])
+            for field in stored
+        )
+    arguments = [argument for argument in typing.get_args(hint) if argument not in (type(None), Ellipsis)]
+    if typing.get_origin(hint) is tuple and pa.types.is_list(stored):
+        inner = stored.value_field
+        return bool(inner.nullable <= _codec(arguments[0]).nullable and _can_read(inner.type, arguments[0]))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return _can_read(stored, arguments[0])
+    return bool(stored == _codec(hint).arrow)
 
 
 def _codec(hint: Any) -> _Codec:

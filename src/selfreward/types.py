@@ -5,6 +5,7 @@ Ids are stable: a completion's id is `<prompt id>/<index>`, so a record can be t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import floor
 from typing import Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
@@ -13,10 +14,10 @@ RequestError = Literal["too_long", "content_filter"]
 """Why one request has no reply although its engine works. `too_long`: the prompt leaves no room in the context;
 `content_filter`: the server withheld the reply."""
 REQUEST_ERRORS: frozenset[str] = frozenset(get_args(RequestError))
-VoteFailure = Literal["no_score", "out_of_range", "truncated", "empty", "too_long", "content_filter"]
+VoteFailure = Literal["no_score", "out_of_range", "truncated", "empty", "too_long", "content_filter", "off_scale"]
 """Why a vote has no score. `truncated`: the reply hit the token limit before a verdict;
 `too_long`: the judge prompt does not fit the context, nothing was generated; `content_filter`: the judge's server withheld
-the reply."""
+the reply; `off_scale`: the model gives the legal scores less probability than `judge.min_mass`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,18 @@ class Sampling:
 class Request:
     """One reply wanted. `prompt` is a conversation (rendered with the chat template, generation prompt added)
     or plain text (continued as it stands). Requests with equal prompts share their prefill.
-    `seed` alone decides this request's random numbers, whatever its neighbours are."""
+    `seed` alone decides this request's random numbers, whatever its neighbours are.
+
+    `reply_prefix` is text that the reply is made to begin with; it is not part of the generation's text. With `choices`
+    nothing is sampled: the probability of each of these continuations of prompt and prefix is wanted instead. A choice ends
+    where its last word ends: `1` is not said by a reply that goes on with `10`, but it is by `1.` or `1 point`."""
 
     id: str
     prompt: tuple[Message, ...] | str
     sampling: Sampling
     seed: int
+    reply_prefix: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,9 @@ class Generation:
     """An engine's reply to one request. `text` has no special tokens and no stop string.
     `finish_reason`: `stop` (any control token or a stop string), `length` (max_tokens or context reached),
     `error` (there is no reply; `error` names why, see `RequestError`; other names mean that the engine failed).
-    Token counts are None where a server does not tell them: unknown, not 0."""
+    Token counts are None where a server does not tell them: unknown, not 0.
+    For a request with choices `choice_logprobs` holds the natural logarithm of each one's probability, in their order (-inf
+    for 0); `text` is empty then, `num_tokens` 0, and `num_prompt_tokens` counts all tokens that the model read, choices too."""
 
     request_id: str
     text: str
@@ -103,6 +112,7 @@ class Generation:
     num_tokens: int | None
     finish_reason: FinishReason
     error: str | None = None
+    choice_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +129,23 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """A judge's reply without a score that was asked for again."""
+
+    text: str
+    failure: VoteFailure
+    num_tokens: int | None
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class Vote:
-    """One sampled judgement of one response: its raw text and a score, or a named failure; never both.
-    `num_tokens` is None where the judge's server does not tell it."""
+    """One judgement of one response: its raw text and a score, or a named failure; never both. `num_tokens` is None where the
+    judge's server does not tell it. `member` names who gave it by which rubric (`m1 additive`); `attempts` are its earlier
+    replies, all failed, oldest first.
+
+    With `judge.mode=expected`, `mass` is the probability that the model gave to the legal scores together, `distribution`
+    their shares of it (lowest score first), and `score` the mean of that distribution; None for sampled scores."""
 
     index: int
     text: str
@@ -129,11 +153,21 @@ class Vote:
     failure: VoteFailure | None
     num_tokens: int | None
     finish_reason: FinishReason
+    member: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    mass: float | None = None
+    distribution: tuple[float, ...] | None = None
+
+    @property
+    def histogram_score(self) -> float | None:
+        """The score to count the vote at: an expected score at the nearest whole one."""
+        return self.score if self.score is None or self.mass is None else float(floor(self.score + 0.5))
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """All votes on one response. `score` is the mean of the valid votes, None when fewer than `judge.min_votes`."""
+    """All votes on one response. `score` sums the valid ones up as `judge.aggregate` says; None when there are fewer than
+    `judge.min_votes`, of any member of a panel."""
 
     completion_id: str
     votes: tuple[Vote, ...]

@@ -11,25 +11,24 @@ from selfreward.config import EngineConfig
 from selfreward.engines import ROLE_ENGINES
 
 LAYERS = {
-    "config_errors": 0, "config_sections": 0, "errors": 0, "section": 0, "texts": 0, "types": 0,
-    "config": 1, "endpoints": 1, "environment": 1, "progress": 1, "reuse": 1, "rundir": 1, "storage": 1,
+    "errors": 0, "texts": 0, "types": 0,
+    "config": 1, "environment": 1, "progress": 1, "reuse": 1, "rundir": 1, "storage": 1,
     "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "rubrics": 2, "sources": 2, "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,
     "evals": 4, "stages": 4,
     "pipeline": 5, "preflight": 5, "report": 5,
-    "cli": 6, "experiments": 6,
+    "cli": 6, "experiments": 6, "judge_modes": 6, "judge_tool": 6,
 }  # fmt: skip
 
 SAME_LAYER = {
-    ("config_sections", "section"): "the base of its sections",
-    ("config_errors", "texts"): "a foreign error's text on one line",
-    ("config", "endpoints"): "a section of the tree in a file of its own; config is as long as a file may be",
     ("reuse", "storage"): "it hashes files",
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
     ("training", "engines"): "both load a model folder; engines.loading does it",
-    ("sources", "filters"): "both count words; filters says what a word is",
     ("engines", "lab"): "model.path=lab names the embedded model's folder",
     ("cli", "experiments"): "a command runs it",
+    ("cli", "judge_modes"): "a command runs it",
+    ("cli", "judge_tool"): "a command runs it",
+    ("judge_modes", "experiments"): "one arithmetic over seeds",
 }
 """Edges inside a layer that are allowed, with the reason."""
 

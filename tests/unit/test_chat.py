@@ -1,4 +1,4 @@
-"""chat.py: what the template writes, and data that stays data."""
+"""chat: what the template writes, and data that stays data."""
 
 import pytest
 from hypothesis import given, settings

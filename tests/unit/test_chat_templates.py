@@ -7,6 +7,7 @@ from template_tokenizers import DEEPSEEK_TOKENS, ENDLESS, FAMILIES, REASONER, by
 
 from selfreward.chat import (
     describe_chat,
+    encode_continuations,
     encode_example,
     encode_prompt,
     render,
@@ -208,3 +209,21 @@ def test_a_template_that_reads_the_clock_gets_the_same_day_every_day() -> None:
     clock = "{{ strftime_now('%B %d, %Y') }} {{ strftime_now('%Y-%m-%d') }} {% for m in messages %}{{ m.content }}{% endfor %}"
     tokenizer = byte_level((), clock, eos="<eos>")
     assert render(tokenizer, turns("q"), True) == "July 26, 2024 2024-07-26 q"
+
+
+@pytest.mark.parametrize("answer", ["good answer", "Score: 4", "it is fine"])
+def test_the_beginning_of_a_reply_is_what_training_shows(tokenizer: Any, answer: str) -> None:
+    prompt = turns("how good is it")
+    prompt_ids, answer_ids = encode_example(tokenizer, prompt, answer)
+    nothing, begun = encode_continuations(tokenizer, prompt, ["", answer])
+    assert nothing == prompt_ids == encode_prompt(tokenizer, prompt)
+    # What follows the answer in training may join its last token; the end token never stands in a beginning.
+    assert begun[:-1] == [*prompt_ids, *answer_ids][: len(begun) - 1]
+    assert not stop_token_ids(tokenizer).intersection(begun[len(prompt_ids) :])
+
+
+def test_control_tokens_in_the_beginning_of_a_reply_are_characters(kind: str, tokenizer: Any) -> None:
+    end = tokenizer.decode([encode_example(tokenizer, turns("a"), "b")[1][-1]])
+    plain, begun = encode_continuations(tokenizer, turns("a"), ["", f"b{end} c"])
+    assert begun[: len(plain)] == plain
+    assert not stop_token_ids(tokenizer).intersection(begun[len(plain) :]), kind

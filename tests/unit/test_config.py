@@ -1,4 +1,4 @@
-"""config.py: YAML + overrides -> one validated, frozen tree; wrong settings are named."""
+"""config: YAML + overrides -> one validated, frozen tree; wrong settings are named."""
 
 from typing import get_args
 

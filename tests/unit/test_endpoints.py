@@ -106,6 +106,11 @@ def test_an_unknown_endpoint_is_named_when_the_config_loads(role: str) -> None:
         parse_config({"name": "a", role: {"model": "endpoint:"}})
 
 
+def test_every_member_of_a_panel_is_looked_up() -> None:
+    with pytest.raises(ConfigError, match=r"judge\.panel\[1\]\.model=.endpoint:fra. names no endpoint; did you mean"):
+        parse_config({**tree(), "judge": {"panel": [{"model": "endpoint:far"}, {"model": "endpoint:fra"}]}})
+
+
 def test_the_policy_must_be_trainable() -> None:
     with pytest.raises(ConfigError, match=r"model\.path='endpoint:far': an endpoint cannot be trained"):
         parse_config({**tree(), "model": {"path": "endpoint:far"}})
@@ -138,6 +143,13 @@ def test_the_kind_of_prompt_must_fit(config: Callable[..., Config]) -> None:
         check_config(config(propose=plain))
     lines = check_config(config(judge={"model": "policy"}, propose=plain, api="completions"))
     assert "propose.model: big at https://models.example/v1 (completions)" in lines
+
+
+def test_a_panel_member_is_checked_like_the_judge(config: Callable[..., Config]) -> None:
+    panel = {"model": "policy", "panel": [{"model": "policy"}, {"model": "endpoint:far"}]}
+    assert "judge.panel[1].model: big at https://models.example/v1 (chat)" in check_config(config(judge=panel))
+    with pytest.raises(ConfigError, match=r"judge\.panel\[1\]\.model='endpoint:far'.*judge\.max_tokens=512 leaves no room"):
+        check_config(config(judge=panel, context_length=512))
 
 
 def test_replies_must_leave_room_for_a_prompt(config: Callable[..., Config]) -> None:

@@ -1,6 +1,7 @@
 """The scripted engine, and the table of engines."""
 
 import json
+import math
 import typing
 from collections import Counter
 from collections.abc import Callable
@@ -126,3 +127,26 @@ def test_open_engine_takes_scripts_by_role_and_by_config(tmp_path: Path, make_co
         assert [reply.text for reply in engine.generate([ask("x")])] == ["hi"]
     with pytest.raises(ConfigError, match="no script 'nobody'; known are random, echo"):
         open_engine("scripted:nobody", make_config())
+
+
+def weigh(engine: ScriptedEngine, text: str, prefix: str, seed: int = 0) -> list[float]:
+    request = Request("a", (Message("user", text),), LONG, seed, prefix, (" 1", " 10", " 2"))
+    return [math.exp(value) for value in one(engine, request).choice_logprobs]
+
+
+def test_choices_have_the_tables_probabilities_or_that_of_the_reply(tmp_path: Path) -> None:
+    replies = [
+        {"match": "sea", "reply": "Score: 1", "choices": {"1": 0.25, "2": 0.5}},
+        {"match": "town", "reply": ["Score: 2 is not it. Score: 10.", "Score: 1", "Score: 100", "none"]},
+    ]
+    engine = ScriptedEngine.open(script(tmp_path, replies=replies))
+    assert weigh(engine, "sea", "Score:") == pytest.approx([0.25, 0, 0.5])
+    assert [weigh(engine, "town", "Score:", seed) for seed in range(4)] == [[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    reply = one(engine, Request("a", "by the sea", LONG, 0, "Score:", ("1",)))
+    assert (reply.text, reply.num_prompt_tokens, reply.num_tokens) == ("", 4, 0)
+
+
+@pytest.mark.parametrize("choices", [{"1": 0.7, "2": 0.4}, {"1": -0.1}, {"1": "a"}, ["1"]])
+def test_choices_of_a_table_are_checked(tmp_path: Path, choices: Any) -> None:
+    with pytest.raises(ConfigError, match=r"replies\[0\] has choices=.*probabilities"):
+        ScriptedEngine.open(script(tmp_path, replies=[{"match": "", "reply": "x", "choices": choices}]))

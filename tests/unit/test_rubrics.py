@@ -159,6 +159,20 @@ def test_the_hash_covers_body_pattern_scale_and_stop():
         ("Score: 3", "Score: x", "does not read the example"),
         ("{{response}}", "{{ answer }}", "'answer'"),
         ("{{response}}", "", "needs ['instruction', 'response']"),
+        ("{{response}}", "{{response}}{{ 'a' * 10**9 }}", "the body holds \"{{ 'a' * 10**9 }}"),
+        ("{{response}}", "{{response}}{{ response | upper }}", "no template language"),
+        ("{{response}}", "{{response}}{% for x in range(9) %}", "the body holds '{% for x in range(9) %}"),
+        ("{{response}}", "{{response}}{# hidden #}", "the body holds '{# hidden #}"),
+        ("{{response}}", "{{response}}" * 5, "uses the placeholder 'response' more than 4 times"),
+        ("kind: pointwise", "kind: pointwise\nlanguage: e", "language"),
+        ("kind: pointwise", "kind: pointwise\ndecimals: maybe", "decimals"),
+        ('Score: 3"', 'Score: 3.5"\ndecimals: false', "example's score '3.5' is not a whole number in the scale 0 to 5"),
+        ("kind: pointwise", f"kind: pointwise\npattern: '({'x' * 2000})'", "pattern: 2,002 characters, at most 2,000"),
+        ("name: mine", "name: " + "[" * 20_000, "not valid YAML"),
+        ("[0, 5]", "[0, .inf]", "finite number"),
+        ("kind: pointwise", "kind: pointwise\npattern: '(x{99999999999999})'", "no regular expression"),
+        ("kind: pointwise", f"kind: pointwise\npattern: '{'(' * 1990}'", "no regular expression"),
+        ("Task:", "Task: " + "x" * 65_536, "larger than 65,536 bytes"),
     ],
 )
 def test_wrong_files_are_named(tmp_path, old, new, message):
@@ -169,6 +183,31 @@ def test_wrong_files_are_named(tmp_path, old, new, message):
         load_rubric(str(path), "pointwise")
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_what_only_looks_like_a_template_stays():
+    body = POINTWISE + 'Answer as {"a": {"b": 1}} and 100 % sure } } }}.'
+    assert parse_rubric(body, "x").fill(instruction="A", response="B").endswith('{"a": {"b": 1}} and 100 % sure } } }}.')
+
+
+def test_decimals_belong_to_scores():
+    text = PROPOSE.replace("kind: propose", "kind: propose\ndecimals: false")
+    with pytest.raises(ConfigError, match="decimals belongs to pointwise"):
+        parse_rubric(text, "x")
+
+
+def test_the_language_is_part_of_the_rubric():
+    rubric = parse_rubric(POINTWISE.replace("kind: pointwise", "kind: pointwise\nlanguage: pt-BR"), "x")
+    assert rubric.language == "pt-BR"
+    assert rubric.content_hash != parse_rubric(POINTWISE, "x").content_hash
+
+
+def test_the_micro_worlds_prompt_is_what_its_model_was_trained_on():
+    rubric = load_rubric("lab_additive", "pointwise")
+    assert rubric.fill(instruction="TASK", response="a < response </response> {{ response }}") == (
+        "give one point each : some right words , half of them , all of them , right order and nothing more , no chatter . "
+        "task : TASK answer : a < response </response> {{ response }}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def judgements(made: dict[str, Artifact]) -> list[Judgement]:
     return read_rows(made["judgements"].path / "judgements.parquet", Judgement)
 
 
+def unnamed(made: dict[str, Artifact]) -> list[Judgement]:
+    """The judgements without who gave them."""
+    return [replace(row, votes=tuple(replace(vote, member="") for vote in row.votes)) for row in judgements(made)]
+
+
 def files_with(root: Path, text: str) -> list[str]:
     return [str(path) for path in root.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
@@ -66,8 +72,9 @@ def test_a_round_with_an_endpoint_in_both_roles(endpoint_stages: Stages, server:
     assert record(made["prompts"])["roles"] == {"policy": "m1", "proposer": "endpoint:far"}
     assert record(made["judgements"])["roles"] == {"policy": "m1", "judge": "endpoint:far"}
     shown = {"base_url": server.url, "model": "tiny", "api": "chat", "send_seed": True}
+    assert record(made["prompts"])["sections"]["player"] == {"endpoint": shown}
+    assert record(made["judgements"])["sections"]["members"]["0"]["player"] == {"endpoint": shown}
     for stage in ("prompts", "judgements"):
-        assert record(made[stage])["sections"]["player"] == {"endpoint": shown}
         assert "model" not in record(made[stage])["inputs"]
         assert record(made[stage])["tokens"]["generated"] > 0
     assert len(read_rows(made["prompts"].path / "prompts.parquet", Prompt)) == 6
@@ -80,7 +87,8 @@ def test_a_round_with_an_endpoint_in_both_roles(endpoint_stages: Stages, server:
 def test_the_endpoint_judges_as_its_model_would_here(endpoint_stages: Stages, settings: dict[str, Any]) -> None:
     far = one_round(endpoint_stages.run(name="far", judge={"model": "endpoint:far"}))
     near = one_round(endpoint_stages.run(name="near", judge={"model": f"scripted:{settings['engine']['script']}"}))
-    assert judgements(far) == judgements(near)
+    assert {vote.member for row in judgements(far) for vote in row.votes} == {"endpoint:far additive"}
+    assert unnamed(far) == unnamed(near)
     assert record(far["judgements"])["counts"] == record(near["judgements"])["counts"]
     assert record(far["judgements"])["tokens"] == record(near["judgements"])["tokens"]
 

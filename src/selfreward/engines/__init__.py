@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-from selfreward.config import SCRIPTED_PREFIX, Config
-from selfreward.endpoints import ENDPOINT_PREFIX
+from selfreward.config import ENDPOINT_PREFIX, SCRIPTED_PREFIX, Config
 from selfreward.engines.base import Engine
 
-__all__ = ["ENGINES", "ROLE_ENGINES", "ROLE_PREFIXES", "Engine", "open_engine"]
+__all__ = ["ENGINES", "ROLE_ENGINES", "ROLE_PREFIXES", "SCORES_CHOICES", "Engine", "open_engine"]
 
 
 def _open_hf(model: str, config: Config) -> Engine:
@@ -37,6 +36,8 @@ ROLE_ENGINES: Mapping[str, Callable[[str, Config], Engine]] = {"scripted": _open
 """Engine -> how to open it for a role's player that is no model folder: a script, an endpoint."""
 ROLE_PREFIXES: Mapping[str, str] = {SCRIPTED_PREFIX: "scripted", ENDPOINT_PREFIX: "openai"}
 """What a role's `model` begins with -> the engine in ROLE_ENGINES that opens the rest."""
+SCORES_CHOICES = frozenset({"hf", "scripted"})
+"""Engines that can tell how probable given continuations are (`Request.choices`)."""
 
 
 def open_engine(model: str, config: Config) -> Engine:

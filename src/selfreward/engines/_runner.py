@@ -7,7 +7,7 @@ prompts: nothing outside knows how the memory of a batch looks.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -30,6 +30,9 @@ class Job:
 
     ids: tuple[int, ...]
     requests: tuple[Request, ...]
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 class Memory:
@@ -96,6 +99,14 @@ class Runner:
             first_row += len(source_R)
         return Memory(slots, padding_R, position_R), torch.cat(logits)
 
+    def read(self, jobs: Sequence[Job]) -> torch.Tensor:
+        """Run every job's prompt once and keep no memory of it; the logits of each job's next token, shape B, V."""
+        logits = []
+        for part in _passes(jobs, PREFILL_TOKENS[self._device.type]):
+            cache = PromptCache(self._num_layers) if self._has_slots else DynamicCache(config=self._model.config)
+            logits.append(self._run_prompts(part, cache))
+        return torch.cat(logits)
+
     def step(self, ids_R: torch.Tensor, memory: Memory) -> torch.Tensor:
         """Append one token to every row; returns the logits of the next ones, shape R, V."""
         logits_RV = self._run(ids_R[:, None], memory.padding_R, memory.position_R[:, None], memory.cache)
@@ -130,6 +141,19 @@ class Runner:
     def _sources(self, jobs: Sequence[Job]) -> torch.Tensor:
         """For each row the number of its prompt among these jobs."""
         return torch.tensor([number for number, job in enumerate(jobs) for _ in job.requests], device=self._device)
+
+
+def cut_batches(jobs: Sequence[AnyJob], batch_size: int) -> list[list[AnyJob]]:
+    """Cut jobs into batches of at most `batch_size` rows, in order, no job cut."""
+    batches: list[list[AnyJob]] = []
+    num_rows = batch_size
+    for job in jobs:
+        if num_rows + len(job.requests) > batch_size:
+            batches.append([])
+            num_rows = 0
+        batches[-1].append(job)
+        num_rows += len(job.requests)
+    return batches
 
 
 def _passes(jobs: Sequence[Job], max_tokens: int) -> list[list[Job]]:

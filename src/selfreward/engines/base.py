@@ -20,7 +20,8 @@ class Engine(Protocol):
         """Answer every request exactly once, in any order, as soon as it is ready.
 
         A prompt that leaves no room for a reply gives a Generation with the error `too_long`. Raises UsageError for requests
-        that no engine could answer (see `check_requests`) and EngineError when generation fails.
+        that no engine could answer (see `check_requests`) and EngineError when generation fails. Engines that cannot score
+        `choices` are not in `SCORES_CHOICES` and refuse them with EngineError.
         """
         ...
 
@@ -36,7 +37,7 @@ class Engine(Protocol):
 
 
 def check_requests(requests: Sequence[Request]) -> None:
-    """Raise UsageError for two requests with one id, and for decoding settings without a meaning."""
+    """Raise UsageError for two requests with one id, and for decoding settings or choices without a meaning."""
     known: set[str] = set()
     for request in requests:
         if request.id in known:
@@ -52,6 +53,26 @@ def check_requests(requests: Sequence[Request]) -> None:
         ):
             if not is_allowed:
                 raise UsageError(f"request {request.id!r} has {name}={value!r}; it must be {allowed}")
+        _check_choices(request)
+
+
+def _check_choices(request: Request) -> None:
+    """Raise UsageError for choices that are empty, equal, or that another one goes on from after the end of a word."""
+    choices = request.choices
+    if len(set(choices)) != len(choices) or any(not text.strip() for text in choices):
+        raise UsageError(f"request {request.id!r} has choices={choices!r}; they must differ, and none may be blank")
+    for text in choices:
+        longer = next((other for other in choices if other != text and other.startswith(text)), None)
+        if longer is not None and not is_same_word(longer[len(text)]):
+            raise UsageError(
+                f"request {request.id!r} has the choices {text!r} and {longer!r}: a reply with the second one says both; "
+                "choices must part before the end of a word"
+            )
+
+
+def is_same_word(character: str) -> bool:
+    """Whether this character, right behind a word, belongs to it."""
+    return character.isalnum()
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:

@@ -2,19 +2,22 @@
 
 Requests with equal prompts share one prefill. Prompts of like length run together; the rows of a batch advance one token at
 a time over memory that is written in place, and rows that have ended leave the batch. A request's tokens depend on its
-prompt, its settings and its seed; its neighbours only move floating-point sums by their rounding.
+prompt, its settings and its seed; its neighbours only move floating-point sums by their rounding. Requests with choices
+are scored apart (`_choices`).
 """
 
 import gc
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, takewhile
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from selfreward.chat import encode_prompt, stop_token_ids
+from selfreward.chat import encode_continuations, encode_prompt, stop_token_ids
 from selfreward.config import Config
+from selfreward.engines._choices import ChoiceScorer, Piece
 from selfreward.engines._replies import Reader, Reply
-from selfreward.engines._runner import Job, Runner
+from selfreward.engines._runner import AnyJob, Job, Runner, cut_batches
 from selfreward.engines._sampling import Sampler
 from selfreward.engines.base import Engine, check_requests
 from selfreward.engines.loading import load_chat_model, pick_device
@@ -23,6 +26,8 @@ from selfreward.types import Generation, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Result = TypeVar("Result")
 
 COMPACT_SHARE = 16
 """Rows that have ended leave the batch once they are more than one in this many."""
@@ -42,6 +47,7 @@ class HfEngine(Engine):
         self._context_length = _context_length(model, tokenizer)
         self._reader: Reader | None = Reader(tokenizer, stop_token_ids(tokenizer))
         self._runner: Runner | None = Runner(model, tokenizer.pad_token_id or 0, self._context_length)
+        self._scorer: ChoiceScorer | None = ChoiceScorer(tokenizer, self._reader, self._runner, self._context_length)
 
     @classmethod
     def open(cls, path: str, config: Config) -> "HfEngine":
@@ -58,31 +64,34 @@ class HfEngine(Engine):
         """Answer all requests; the replies of a batch come together when the batch is done. See Engine."""
         self._parts()
         check_requests(requests)
-        jobs, refused = self._encode(requests)
-        return self._answer(_batches(jobs, self._batch_size), refused)
+        jobs, refused = self._encode([request for request in requests if not request.choices])
+        batches = cut_batches(jobs, self._batch_size)
+        with_choices = [request for request in requests if request.choices]
+        pieces, too_long = self._parts()[2].pieces(with_choices, self._batch_size)
+        return chain(self._answer(batches, refused), self._score(pieces, too_long))
 
     def close(self) -> None:
         """Drop the model and give its memory back."""
-        self.model = self.tokenizer = self._reader = self._runner = None
+        self.model = self.tokenizer = self._reader = self._runner = self._scorer = None
         gc.collect()  # a model is full of reference cycles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _parts(self) -> tuple[Runner, Reader]:
-        if self._runner is None or self._reader is None:
+    def _parts(self) -> tuple[Runner, Reader, ChoiceScorer]:
+        if self._runner is None or self._reader is None or self._scorer is None:
             raise EngineError("the engine is closed; open another one")
-        return self._runner, self._reader
+        return self._runner, self._reader, self._scorer
 
     def _encode(self, requests: Sequence[Request]) -> tuple[list[Job], list[Generation]]:
         """Jobs, longest prompt first, each with one prompt and at most a batch full of requests; and the replies to
         requests whose prompts leave no room."""
         same_prompt: dict[Any, list[Request]] = {}
         for request in requests:
-            same_prompt.setdefault(request.prompt, []).append(request)
+            same_prompt.setdefault((request.prompt, request.reply_prefix), []).append(request)
         jobs: list[Job] = []
         refused: list[Generation] = []
-        for prompt, group in same_prompt.items():
-            ids = encode_prompt(self.tokenizer, prompt)
+        for (prompt, prefix), group in same_prompt.items():
+            (ids,) = encode_continuations(self.tokenizer, prompt, [prefix])
             if not ids:
                 raise EngineError(f"the prompt of request {group[0].id!r} has no tokens; there is nothing to continue")
             if len(ids) >= self._context_length:
@@ -96,27 +105,38 @@ class HfEngine(Engine):
     def _answer(self, batches: Sequence[Sequence[Job]], refused: Sequence[Generation]) -> Iterator[Generation]:
         yield from refused
         for batch in batches:
-            try:
-                replies = self._run_batch(batch)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                num_rows = sum(len(job.requests) for job in batch)
-                raise EngineError(
-                    f"no memory for {num_rows} replies at a time to prompts of up to {len(batch[0].ids)} tokens; "
-                    f"lower engine.batch_size ({self._batch_size})"
-                ) from error
-            yield from replies
+            yield from self._within_memory(self._run_batch, batch)
+
+    def _score(self, batches: Sequence[Sequence[Piece]], refused: Sequence[Generation]) -> Iterator[Generation]:
+        """Replies to requests with choices. A request's choices may lie in two batches, so all are scored first."""
+        yield from refused
+        scored: list[tuple[Piece, tuple[float, ...]]] = []
+        for batch in batches:
+            scored += zip(batch, self._within_memory(self._score_batch, batch), strict=True)
+        yield from self._parts()[2].generations(scored)
+
+    @torch.inference_mode()
+    def _score_batch(self, batch: Sequence[Piece]) -> list[tuple[float, ...]]:
+        return self._parts()[2].score(batch)
+
+    def _within_memory(self, work: Callable[[Sequence[AnyJob]], list[Result]], batch: Sequence[AnyJob]) -> list[Result]:
+        """What the work gives; raises EngineError where the memory does not suffice."""
+        try:
+            return work(batch)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            num_rows = sum(len(job.requests) for job in batch)
+            raise EngineError(
+                f"no memory for {num_rows} replies at a time to prompts of up to {len(batch[0].ids)} tokens; "
+                f"lower engine.batch_size ({self._batch_size})"
+            ) from error
 
     @torch.inference_mode()
     def _run_batch(self, jobs: Sequence[Job]) -> list[Generation]:
         """Prefill the jobs' prompts, then decode all their rows to the end."""
-        runner, reader = self._parts()
-        rows = [
-            Reply(request, len(job.ids), min(request.sampling.max_tokens, self._context_length - len(job.ids)), reader)
-            for job in jobs
-            for request in job.requests
-        ]
+        runner, reader, _ = self._parts()
+        rows = [self._row(job, request, reader) for job in jobs for request in job.requests]
         replies = tuple(rows)
         max_new = max(row.limit for row in rows)
         sampler = Sampler([row.request for row in rows], [row.limit for row in rows], self._device)
@@ -138,18 +158,14 @@ class HfEngine(Engine):
             logits_RV = runner.step(ids_R, memory)
         return [reply.generation() for reply in replies]
 
-
-def _batches(jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
-    """Cut jobs into batches of at most `batch_size` rows, in order, no job cut."""
-    batches: list[list[Job]] = []
-    num_rows = batch_size
-    for job in jobs:
-        if num_rows + len(job.requests) > batch_size:
-            batches.append([])
-            num_rows = 0
-        batches[-1].append(job)
-        num_rows += len(job.requests)
-    return batches
+    def _row(self, job: Job, request: Request, reader: Reader) -> Reply:
+        """A reply that has not begun yet."""
+        limit = min(request.sampling.max_tokens, self._context_length - len(job.ids))
+        if not request.reply_prefix:
+            return Reply(request, len(job.ids), limit, reader)
+        prompt_ids = encode_prompt(self.tokenizer, request.prompt)
+        num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, job.ids, strict=False)))
+        return Reply(request, len(job.ids), limit, reader, job.ids[num_shared:])
 
 
 def _compaction(is_done: Sequence[bool]) -> list[int]:

@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from selfreward.config import Config
-from selfreward.endpoints import MAX_STOPS, EndpointConfig
+from selfreward.config import MAX_STOPS, Config, EndpointConfig
 from selfreward.engines._loop import LoopThread
 from selfreward.engines._openai_answers import (
     RETRIED,
@@ -126,6 +125,11 @@ class OpenAIEngine(Engine):
         """Refuse what the API cannot be asked, and more than `max_requests` leaves, before anything is sent."""
         for request in requests:
             sampling = request.sampling
+            if request.choices or request.reply_prefix:
+                raise EngineError(
+                    f"request {request.id!r} has choices or the beginning of a reply, which the API cannot be given; endpoint "
+                    f"{self._name!r} takes no judge.mode=expected"
+                )
             if isinstance(request.prompt, str) != (self._endpoint.api == "completions"):
                 kind = "plain text" if isinstance(request.prompt, str) else "a conversation"
                 raise EngineError(

@@ -2,12 +2,16 @@
 
 A script is a JSON file
 
-    {"replies": [{"match": "a regular expression", "reply": "a text" or ["one", "for each", "seed"]}],
+    {"replies": [{"match": "a regular expression", "reply": "a text" or ["one", "for each", "seed"],
+                  "choices": {"a choice": its probability}}],
      "default": "a text" or null, "context_length": 1000000}
 
 The first entry whose `match` is found in the last user message (or in the plain text) answers; of several replies the
 request's seed takes one. Built-in scripts: `random` (a judge without an opinion: `Score: k`, k uniform in 0..5 by the seed)
 and `echo` (repeats the last user message). Tokens are white-space separated words.
+
+A request's `choices` have the probabilities of the entry's `choices`, which may be left out: then the one that the reply says
+behind the request's prefix has probability 1. Spaces around prefix and choices do not count.
 """
 
 import json
@@ -15,10 +19,11 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, log
 from pathlib import Path
 from typing import Any
 
-from selfreward.engines.base import Engine, check_requests, cut_at_stop
+from selfreward.engines.base import Engine, check_requests, cut_at_stop, is_same_word
 from selfreward.errors import ConfigError, EngineError
 from selfreward.types import Generation, Request
 
@@ -29,6 +34,8 @@ _WORD = re.compile(r"\S+")
 
 Script = Callable[[str, int], str | None]
 """(what is asked, seed) -> the reply, or None without one."""
+Shares = Callable[[str], Mapping[str, float] | None]
+"""What is asked -> the probabilities of choices, or None where the reply decides."""
 
 
 def _random_score(asked: str, seed: int) -> str:
@@ -45,9 +52,12 @@ BUILT_IN: Mapping[str, Script] = {"random": _random_score, "echo": _echo}
 class ScriptedEngine(Engine):
     """Answers from a script. It keeps to an engine's rules: stop strings, `max_tokens`, the context length."""
 
-    def __init__(self, name: str, script: Script, context_length: int = DEFAULT_CONTEXT_LENGTH) -> None:
+    def __init__(
+        self, name: str, script: Script, context_length: int = DEFAULT_CONTEXT_LENGTH, shares: Shares | None = None
+    ) -> None:
         self._name = name
         self._script = script
+        self._shares = shares or (lambda asked: None)
         self._context_length = context_length
         self._is_open = True
 
@@ -63,7 +73,7 @@ class ScriptedEngine(Engine):
                 "or the scripted:NAME of a role"
             )
         table = _read_script(path)
-        return cls(name, table.answer, table.context_length)
+        return cls(name, table.answer, table.context_length, table.shares)
 
     @property
     def context_length(self) -> int:
@@ -83,7 +93,7 @@ class ScriptedEngine(Engine):
 
     def _answer(self, request: Request) -> Generation:
         messages = [request.prompt] if isinstance(request.prompt, str) else [turn.content for turn in request.prompt]
-        num_prompt_tokens = sum(len(text.split()) for text in messages)
+        num_prompt_tokens = sum(len(text.split()) for text in [*messages, request.reply_prefix])
         room = self._context_length - num_prompt_tokens
         if room < 1:
             return Generation(request.id, "", num_prompt_tokens, 0, "error", "too_long")
@@ -93,6 +103,10 @@ class ScriptedEngine(Engine):
             raise EngineError(
                 f"script {self._name!r} has no reply for request {request.id!r}, which asks {asked[:80]!r}, and no default"
             )
+        if request.choices:
+            weights = _weights(request, self._shares(asked), text)
+            logprobs = tuple(log(weight) if weight else -inf for weight in weights)
+            return Generation(request.id, "", num_prompt_tokens, 0, "stop", choice_logprobs=logprobs)
         text, _ = cut_at_stop(text, request.sampling.stop)
         words = list(_WORD.finditer(text))
         limit = min(request.sampling.max_tokens, room)
@@ -108,17 +122,43 @@ def _last_asked(request: Request) -> str:
     return users[-1] if users else ""
 
 
+def _weights(request: Request, shares: Mapping[str, float] | None, text: str) -> list[float]:
+    """Probabilities of the choices, in their order; a reply that does not hold the prefix says none of them."""
+    if shares is not None:
+        return [shares.get(choice.strip(), 0.0) for choice in request.choices]
+    prefix = request.reply_prefix.strip()
+    behind = text.rpartition(prefix)[2].lstrip() if prefix and prefix in text else "" if prefix else text.lstrip()
+    said = [
+        choice
+        for choice in request.choices
+        if behind.startswith(choice.strip()) and not is_same_word(behind[len(choice.strip()) :][:1])
+    ]
+    return [float(choice in said[:1]) for choice in request.choices]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    pattern: re.Pattern[str]
+    replies: tuple[str, ...]
+    choices: Mapping[str, float] | None
+
+
 @dataclass(frozen=True)
 class _Table:
-    entries: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]
+    entries: tuple[_Entry, ...]
     default: str | None
     context_length: int
 
     def answer(self, asked: str, seed: int) -> str | None:
-        for pattern, replies in self.entries:
-            if pattern.search(asked):
-                return replies[seed % len(replies)]
-        return self.default
+        entry = self._find(asked)
+        return entry.replies[seed % len(entry.replies)] if entry else self.default
+
+    def shares(self, asked: str) -> Mapping[str, float] | None:
+        entry = self._find(asked)
+        return entry.choices if entry else None
+
+    def _find(self, asked: str) -> _Entry | None:
+        return next((entry for entry in self.entries if entry.pattern.search(asked)), None)
 
 
 def _read_script(path: Path) -> _Table:
@@ -141,13 +181,23 @@ def _read_script(path: Path) -> _Table:
     return _Table(entries, default, context_length)
 
 
-def _read_entry(entry: Any, where: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
-    if not isinstance(entry, dict) or set(entry) != {"match", "reply"} or not isinstance(entry["match"], str):
-        raise ConfigError(f"{where} is {entry!r}; it must hold a text `match` and a `reply`")
+def _read_entry(entry: Any, where: str) -> _Entry:
+    keys = set(entry) - {"choices"} if isinstance(entry, dict) else set()
+    if keys != {"match", "reply"} or not isinstance(entry["match"], str):
+        raise ConfigError(f"{where} is {entry!r}; it must hold a text `match` and a `reply`, and may hold `choices`")
     replies = [entry["reply"]] if isinstance(entry["reply"], str) else entry["reply"]
     if not isinstance(replies, list) or not replies or not all(isinstance(reply, str) for reply in replies):
         raise ConfigError(f"{where} has reply={entry['reply']!r}; it must be a text or a list of texts")
     try:
-        return re.compile(entry["match"]), tuple(replies)
+        return _Entry(re.compile(entry["match"]), tuple(replies), _read_choices(entry.get("choices"), where))
     except re.error as error:
         raise ConfigError(f"{where} has match={entry['match']!r}, which is no regular expression: {error}") from error
+
+
+def _read_choices(choices: Any, where: str) -> Mapping[str, float] | None:
+    if choices is None:
+        return None
+    known = isinstance(choices, dict) and all(isinstance(share, int | float) and share >= 0 for share in choices.values())
+    if not known or sum(choices.values()) > 1 + 1e-9:
+        raise ConfigError(f"{where} has choices={choices!r}; it must map texts to probabilities, at most 1 together")
+    return {text.strip(): float(share) for text, share in choices.items()}

@@ -31,6 +31,7 @@ from selfreward.evals.head_to_head import (
 )
 from selfreward.evals.judge_quality import ORDER_RULE, TIE_RULE, judge_measures
 from selfreward.evals.judging import count_failures, judge_ranked, scored_sets
+from selfreward.judging import judge_settings, mean_mass
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.types import (
     Completion,
@@ -65,12 +66,13 @@ def evaluate(run: Run, name: str, model: Artifact, seed: Artifact, previous: Art
 
 
 def _sections(config: Config, rubric: Rubric, pairwise: Rubric | None) -> Mapping[str, Any]:
-    """What decides the figures beside the inputs. The judge here is always the model itself, so `judge.model` is not in."""
+    """What decides the figures beside the inputs. The judge here is always the model itself, so who judges in
+    the rounds is not in."""
     return {
         "eval": config.eval,
         "dtype": config.model.dtype,
         "engine": {"name": config.engine.name} | ({"script": _script(config)} if config.engine.name == "scripted" else {}),
-        "judge": config.judge.model_dump(mode="json", exclude={"model", "num_votes"}),
+        "judge": {name: value for name, value in judge_settings(config.judge).items() if name != "num_votes"},
         "sample": config.sample.model_dump(mode="json", exclude={"num_candidates"}),
         "rubric": rubric.content_hash,
         "pairwise_rubric": pairwise.content_hash if pairwise else None,
@@ -154,6 +156,7 @@ class _Evaluation:
         num_sets: int,
         contest: Mapping[str, Any] | None,
     ) -> Mapping[str, Any]:
+        mass = mean_mass([vote for judgement in judgements for vote in judgement.votes])
         return {
             "model": self.name,
             "figures": figures,
@@ -166,6 +169,7 @@ class _Evaluation:
                 "unscored": sum(judgement.score is None for judgement in judgements),
                 "votes": sum(len(judgement.votes) for judgement in judgements),
                 "failed_votes": count_failures(judgements),
+                **({} if mass is None else {"mean_mass": mass}),
             },
             "head_to_head": contest,
             "rules": {"ties": TIE_RULE, "orders": ORDER_RULE},

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from selfreward.artifacts import Stage
-from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
+from selfreward.engines.expected import expected_votes
+from selfreward.engines.voting import sampled_votes
 from selfreward.evals.judge_quality import ScoredSet
-from selfreward.judging import judge_messages, judgement_of, parse_vote
+from selfreward.judging import judgement_of
 from selfreward.rubrics import Rubric
-from selfreward.types import Judgement, RankedSet, Request, Sampling
+from selfreward.types import Judgement, RankedSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,20 @@ class RankedResponse:
 
 def judge_ranked(stage: Stage, engine: Engine, rubric: Rubric, sets: Sequence[RankedSet]) -> list[Judgement]:
     """`eval.num_votes` judgements of each response by the engine's model, in the order of sets and responses."""
-    items = [
+    return judge_responses(stage, engine, rubric, responses_of(sets))
+
+
+def responses_of(sets: Sequence[RankedSet]) -> list[RankedResponse]:
+    """All responses, in the order of sets and responses."""
+    return [
         RankedResponse(f"{ranked.id}/{index}", ranked.prompt, text)
         for ranked in sets
         for index, text in enumerate(ranked.responses)
     ]
+
+
+def judge_responses(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[RankedResponse]) -> list[Judgement]:
+    """`eval.num_votes` judgements of each response by the engine's model, in their order."""
     size = max(1, stage.config.engine.chunk_size // stage.config.eval.num_votes)
     return stage.chunks("votes", items, size, partial(_judge, stage, engine, rubric), Judgement)
 
@@ -51,18 +61,9 @@ def count_failures(judgements: Sequence[Judgement]) -> dict[str, int]:
 
 def _judge(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[RankedResponse]) -> list[Judgement]:
     config = stage.config
-    sampling = Sampling(config.judge.max_tokens, config.judge.temperature, config.judge.top_p, stop=rubric.stop)
-    indices = range(config.eval.num_votes)
-    requests = []
-    for item in items:
-        messages = judge_messages(rubric, item.prompt, item.text)
-        requests += [Request(f"{item.id}/{index}", messages, sampling, stage.seed("vote", item.id, index)) for index in indices]
-    replies = iter(collect(stage, engine, requests))
+    ask = expected_votes if config.judge.mode == "expected" else sampled_votes
+    cast = ask(stage, engine, rubric, items, config.eval.num_votes, partial(stage.seed, "vote"))
     return [
-        judgement_of(
-            item.id,
-            tuple(parse_vote(rubric, next(replies), index) for index in indices),
-            config.judge.min_votes,
-        )
-        for item in items
+        judgement_of(item.id, votes, config.judge.min_votes, config.judge.aggregate)
+        for item, votes in zip(items, cast, strict=True)
     ]

@@ -59,6 +59,7 @@ FAILURES = {
     "empty": "empty reply",
     "too_long": "prompt too long for the context",
     "content_filter": "withheld by the judge's server",
+    "off_scale": "legal scores improbable",
 }
 """Names of failed votes in plain words."""
 
@@ -69,6 +70,7 @@ SHORT_FAILURES = {
     "empty": "empty",
     "too_long": "too long",
     "content_filter": "withheld",
+    "off_scale": "off scale",
 }
 """The same beside the scores of other votes."""
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from selfreward.artifacts import RunDir, read_json
-from selfreward.config import Config
+from selfreward.config import Config, PanelMember
 from selfreward.report.charts import model_charts, round_score_charts, score_charts, training_charts
 from selfreward.report.examples import last_round, pick_examples
 from selfreward.report.names import FAILURES, NAMES, interval, number, with_half
@@ -83,14 +83,18 @@ def _facts(run_dir: RunDir, config: Config, summary: Json) -> Iterator[tuple[str
     base = read_record(run_dir.m0)
     yield "base model", str(base["roles"].get("base", config.model.path)) if base else config.model.path
     yield "rounds", f"{config.num_rounds}, {config.mode}, {config.dpo.method}"
-    yield (
-        "each round",
-        (f"{config.propose.num_prompts} prompts x {config.sample.num_candidates} candidates x {config.judge.num_votes} votes"),
-    )
-    yield "judge", "the policy itself" if config.judge.model == "policy" else config.judge.model
+    judges = config.judge.members
+    num_votes = sum(judge.num_votes for judge in judges)
+    yield "each round", f"{config.propose.num_prompts} prompts x {config.sample.num_candidates} candidates x {num_votes} votes"
+    models = ["the policy itself" if judge.model == "policy" else judge.model for judge in judges]
+    yield "judge", models[0] if len(judges) == 1 else " + ".join(map(_seat, models, judges))
     yield "random seed", str(config.random_seed)
     yield "time", duration(summary["seconds"])
     yield "tokens", f"{summary['tokens']['prompt']:,} read, {summary['tokens']['generated']:,} written"
+
+
+def _seat(model: str, member: PanelMember) -> str:
+    return f"{model} by {member.rubric} (weight {member.weight:g})"
 
 
 def _tiles(summary: Json) -> Iterator[dict[str, str]]:

@@ -80,7 +80,7 @@ def build_summary(run_dir: RunDir) -> Json:
         "finished": len(records) == len(list(stage_folders(run_dir, config))),
         "models": [_model(run_dir, config, name) for name in names],
         **_differences(run_dir, config, names),
-        "self_judged": config.judge.model == POLICY,
+        "self_judged": all(member.model == POLICY for member in config.judge.members),
         **_round_changes(run_dir, config),
         "rounds": rounds,
         "seconds": round(sum(record["seconds"] for record in records), 3),
@@ -126,7 +126,7 @@ def _vote_figures(config: Config, judgements: Sequence[Judgement], prefix: str, 
     """Scores and failures of these judgements; `source` names their place in the seeds of the intervals."""
     votes = [vote for judgement in judgements for vote in judgement.votes]
     failures = Counter(vote.failure for vote in votes if vote.failure)
-    scores = Counter(f"{vote.score:g}" for vote in votes if vote.score is not None)
+    scores = Counter(f"{vote.histogram_score:g}" for vote in votes if vote.histogram_score is not None)
     mean, failed = judge_mean_units(judgements), failure_units(judgements)
     samples = config.eval.bootstrap_samples
     return {

@@ -7,8 +7,11 @@ A rubric file is Markdown with a YAML header:
     kind: pointwise           # pointwise (score one response), pairwise (compare two), propose (ask for a new task)
     format: chat              # chat: the body is one user turn; completion: plain text that the model continues (propose)
     scale: [0, 5]             # pointwise: lowest and highest score
+    decimals: true            # pointwise: whether a score between two whole ones, as in 3.5, is one
+    language: en              # what the body and the replies are written in
     pattern: '...'            # optional; a regular expression whose group `verdict` (or only group) is what was said
     example: 'Score: 4'       # a reply that the pattern must read; optional for propose
+    verdict_prefix: 'Score: ' # pointwise, optional: what a reply without a justification says before the score
     stop: []                  # strings that end the reply
     demonstration: 'Task: {{ prompt }}'   # propose: how one demonstration looks
     separator: "\\n"                       # propose: what stands between two demonstrations
@@ -16,11 +19,12 @@ A rubric file is Markdown with a YAML header:
     Body with {{ instruction }}, {{ response }} (pointwise), {{ instruction }}, {{ response_a }}, {{ response_b }}
     (pairwise) or {{ demonstrations }} (propose).
 
-Filling is one pass: what is filled in is data and never expanded. Where data holds a tag that the body closes, such as
-`</response>`, a backslash is put behind its `<` (`<\\/response>`, `<\\response>`), so that data cannot end or open a tag
-and a reader of the log still sees what was written. In demonstrations the same is done to the stop strings and to what
-parts two demonstrations (`#\\##`); where that is white space alone, one blank takes its place.
-A proposal is read up to the first stop string, whether or not the engine stopped there: what a reply runs on with is cut.
+There is no template language: a placeholder is replaced, in one pass, and whatever else looks like one is refused when the
+file is read (docs/decisions/0004). What is filled in is data and never expanded. Where data holds a tag that the body closes,
+such as `</response>`, a backslash is put behind its `<`, see `fencing`. In demonstrations the same is done to the stop strings
+and to what parts two demonstrations (`#\\##`); where that is white space alone, one blank takes its place.
+How replies are read: `reading` and docs/judging.md. A proposal is read up to the first stop string, whether or not the engine
+stopped there: what a reply runs on with is cut.
 """
 
 import hashlib
@@ -34,9 +38,21 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from selfreward.errors import ConfigError
+from selfreward.rubrics.fencing import closed_tags, defuse
+from selfreward.rubrics.reading import (
+    PROPOSAL_PATTERN,
+    READING_RULES,
+    SCORE_PATTERN,
+    VERDICT_PATTERN,
+    is_quoted,
+    quotations,
+    readable,
+    to_number,
+    tops_of_scale,
+)
 from selfreward.texts import one_line
 
 Kind = Literal["pointwise", "pairwise", "propose"]
@@ -54,28 +70,8 @@ PLACEHOLDERS: dict[Kind, frozenset[str]] = {
     "propose": frozenset({"demonstrations"}),
 }
 
-_MARKS = r"[ \t*_`<\[({\"'$]*"
-_NUMBER = r"[-\u2212]?\d+(?:\.\d{1,3}|,\d{1,2})?"
-_OPERATORS = r"[-\u2010-\u2015\u2212~\uff5e\u2026,;|&+=x\u00d7]|\.{2,}|(?:to|or|and)\b"
-SCORE_PATTERN = (
-    r"(?i)(?<![a-z])score[ \t*_`]*(?:\([^()\n]*\)[ \t*_`]*)?[:\uff1a]"  # `Score:`, `**Score**:`, `Score (0-5):`
-    r"(?:" + _MARKS + r"(?:\\boxed\{)?(?:\d[\d .+]*=[ \t]*)?"  # an addition before the total: `1 + 1 + 1 = 3`
-    rf"(?P<verdict>{_NUMBER})(?![\d%]|[.,]\d)"
-    rf"(?![ \t*_`]*(?:{_OPERATORS})[ \t*_`]*\d|[ \t]*\*[ \t]*\d)"  # `3-4`, `4, 5`, `3 + 1` without a total: no verdict
-    r"(?:[ \t*_`(]*(?:(?:points?|pts)\b[ \t*_`(]*)?(?:/|(?:out[ \t]+)?of\b)[ \t*_`]*(?P<out_of>\d+(?:\.\d+)?))?"
-    r")?"
-)
-"""Default pattern of pointwise rubrics. It matches every `Score:`; `verdict` is the number behind it, None where there is
-no clear one. `out_of` is the scale's top when the reply names it."""
-VERDICT_PATTERN = (
-    r"(?<![A-Za-z])(?i:verdict)[ \t*_`]*[:\uff1a]"
-    r"(?:" + _MARKS + r"(?:(?i:assistant|response|answer)[ \t]+)?(?:[Aa][ \t]+)?"  # `Response B`, `a tie`
-    r"(?P<verdict>(?i:tie)|A|B)(?!\w|[ \t]*[/|]|(?:[ \t]*,|[ \t]+and|[ \t]+or)[ \t]+(?:A|B|(?i:tie))\b)"
-    r")?"
-)
-"""Default pattern of pairwise rubrics. It matches every `Verdict:`; `verdict` is None where no clear one follows."""
-PROPOSAL_PATTERN = r"(?s)\A\s*(?P<verdict>.*?)\s*\Z"
-"""Default pattern of propose templates: the whole reply."""
+MAX_FILE_BYTES, MAX_PATTERN_LENGTH, MAX_USES = 65_536, 2_000, 4
+"""A rubric file is a page of text: how large it, its pattern, and the uses of one placeholder may be."""
 
 _DEFAULT_PATTERNS: dict[Kind, str] = {
     "pointwise": SCORE_PATTERN,
@@ -83,16 +79,19 @@ _DEFAULT_PATTERNS: dict[Kind, str] = {
     "propose": PROPOSAL_PATTERN,
 }
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
-_CLOSING_TAG = re.compile(r"</([A-Za-z][\w-]*)>")
+_FOREIGN = re.compile(r"\{[{%#][^\n]{0,40}")
+"""The beginnings of a template language's marks; left in a body they would be printed as they are, which nobody wants."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A place where a pattern matched: what was said there ('' for nothing clear), the named top of the scale, its end."""
+    """A place where a pattern matched: what was said there ('' for nothing clear), the tops of the scale that it names, the
+    match's end, and where what was said starts (-1 for nothing)."""
 
     said: str
-    out_of: str | None
+    tops: tuple[float, ...]
     end: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -109,18 +108,22 @@ class Rubric:
     stop: tuple[str, ...]
     demonstration: str
     separator: str
+    decimals: bool
+    language: str
+    verdict_prefix: str = ""
 
     @cached_property
     def content_hash(self) -> str:
-        """16 hex digits over everything that decides the prompts and how replies are read."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """16 hex digits over everything that decides the prompts and how replies are read (`verdict_prefix` does neither)."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "verdict_prefix"}
+        fields["reading"] = READING_RULES
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode("ascii")).hexdigest()[:16]
 
     def fill(self, **values: str) -> str:
         """The body with every placeholder replaced by its value, in one pass, tags in the values made harmless."""
         assert values.keys() == PLACEHOLDERS[self.kind], f"{self.kind} rubrics take {sorted(PLACEHOLDERS[self.kind])}"
         if self.kind != "propose":  # demonstrations were made harmless one by one: their own tags must stay
-            values = {name: self._harmless(value) for name, value in values.items()}
+            values = {name: defuse(value, self.tags) for name, value in values.items()}
         return _substitute(self.body, values)
 
     def fill_demonstrations(self, prompts: Sequence[str]) -> str:
@@ -129,11 +132,23 @@ class Rubric:
         return self.fill(demonstrations=self.separator.join(shown))
 
     def find_verdict(self, text: str) -> Found | None:
-        """The last place in the text that the pattern matches; None where it matches nowhere."""
+        """The last place in the text that the pattern matches and that is no quotation; None without one.
+
+        The default patterns see the text as `readable` makes it, a pattern of the file's own sees it as it is.
+        """
+        if self.pattern == _DEFAULT_PATTERNS[self.kind]:
+            text = readable(text)
+        spans = quotations(text, self.tags)
         last = None
-        for last in self._regex.finditer(text):  # noqa: B007
-            pass
+        for match in self._regex.finditer(text):
+            if not is_quoted(match.start(), match.end(), spans):
+                last = match
         return self._found(last) if last else None
+
+    def allows(self, score: float) -> bool:
+        """Whether a number is a score on the rubric's scale."""
+        low, high = self.scale
+        return low <= score <= high and (self.decimals or score == int(score))
 
     def read_proposal(self, text: str) -> str:
         """The task in a reply to a propose template: the first match's verdict before any stop string; '' for none."""
@@ -147,30 +162,29 @@ class Rubric:
 
     def _found(self, match: re.Match[str]) -> Found:
         groups = match.groupdict()
-        said = groups["verdict"] if "verdict" in groups else match[1]
-        return Found((said or "").strip(), groups.get("out_of"), match.end())
+        group = "verdict" if "verdict" in groups else 1
+        said = match[group] or ""
+        start = match.start(group) + len(said) - len(said.lstrip())
+        return Found(said.strip(), tops_of_scale(groups.get("out_of"), groups.get("within")), match.end(), start)
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
         return re.compile(self.pattern)
 
     @cached_property
-    def _tags(self) -> re.Pattern[str] | None:
-        names = sorted({name.lower() for name in _CLOSING_TAG.findall(self.body + self.demonstration)})
-        return re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(names)})\b)", re.IGNORECASE) if names else None
-
-    def _harmless(self, value: str) -> str:
-        return self._tags.sub(r"<\\", value) if self._tags else value
+    def tags(self) -> tuple[str, ...]:
+        """The tags that the body closes: what is filled in can neither open nor end them."""
+        return closed_tags(self.body + self.demonstration)
 
     @cached_property
     def _delimiters(self) -> tuple[str, ...]:
         """What ends a demonstration in a propose template; white space between demonstrations that have tags does not."""
-        parted_by_tags = bool(_CLOSING_TAG.search(self.demonstration))
+        parted_by_tags = bool(closed_tags(self.demonstration))
         separator = self.separator.strip() or ("" if parted_by_tags else self.separator)
         return tuple(dict.fromkeys(text for text in (*self.stop, separator) if text))
 
     def _harmless_demonstration(self, value: str) -> str:
-        value = self._harmless(value)
+        value = defuse(value, self.tags)
         for blank in (text for text in self._delimiters if not text.strip()):
             value = re.sub(rf"\s*{re.escape(blank)}\s*", " ", value)
         for mark in (text for text in self._delimiters if text.strip()):
@@ -180,13 +194,21 @@ class Rubric:
         return value
 
 
-def load_rubric(name_or_path: str, kind: Kind) -> Rubric:
-    """Read a shipped rubric by name, or any rubric file by path.
+def load_rubric(name_or_path: str, kind: Kind, setting: str | None = None) -> Rubric:
+    """Read a shipped rubric by name, or any rubric file by path; `setting` is the one that named it.
 
-    Raises ConfigError naming what is wrong: unknown name, wrong kind, unknown header key, missing placeholder,
-    pattern that does not compile or does not read the example, example outside the scale.
+    Raises ConfigError naming what is wrong: unknown name, too large a file, wrong kind, unknown header key, missing or foreign
+    placeholder, pattern that does not compile or does not read the example, example outside the scale.
     """
-    setting = SETTINGS[kind]
+    setting = setting or SETTINGS[kind]
+    rubric = read_rubric(name_or_path, setting)
+    if rubric.kind != kind:
+        raise ConfigError(f"{setting}={name_or_path!r} is of kind {rubric.kind}, but {kind} is needed")
+    return rubric
+
+
+def read_rubric(name_or_path: str, setting: str) -> Rubric:
+    """A rubric of whatever kind; see `load_rubric`."""
     shipped = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.md"))}
     path = shipped.get(name_or_path, Path(name_or_path))
     if not path.is_file():
@@ -194,12 +216,13 @@ def load_rubric(name_or_path: str, kind: Kind) -> Rubric:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"{setting}={name_or_path!r}: {hint}no such file; shipped: {', '.join(shipped)}")
     try:
-        rubric = parse_rubric(path.read_text(encoding="utf-8"), origin=str(path))
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(
+                f"{setting}={name_or_path!r}: {path} is larger than {MAX_FILE_BYTES:,} bytes, too large for a rubric"
+            )
+        return parse_rubric(path.read_text(encoding="utf-8"), origin=str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{setting}={name_or_path!r}: {path} cannot be read: {error}") from error
-    if rubric.kind != kind:
-        raise ConfigError(f"{setting}={name_or_path!r} is of kind {rubric.kind}, but {kind} is needed")
-    return rubric
 
 
 def parse_rubric(text: str, origin: str) -> Rubric:
@@ -211,7 +234,7 @@ def parse_rubric(text: str, origin: str) -> Rubric:
     try:
         tree = yaml.safe_load(parts[1])
         header = _Header.model_validate(tree)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{origin}: the header is not valid YAML: {one_line(error)}") from error
     except ValidationError as error:
         raise ConfigError(f"{origin}: {'; '.join(_explain(item) for item in error.errors())}") from error
@@ -227,6 +250,9 @@ def parse_rubric(text: str, origin: str) -> Rubric:
         stop=header.stop,
         demonstration=header.demonstration or "",
         separator=header.separator,
+        decimals=header.decimals,
+        language=header.language,
+        verdict_prefix=header.verdict_prefix,
     )
     _check(rubric, origin)
     return rubric
@@ -235,7 +261,7 @@ def parse_rubric(text: str, origin: str) -> Rubric:
 class _Header(BaseModel):
     """The YAML header as written."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
     name: str
     kind: Kind
@@ -246,11 +272,18 @@ class _Header(BaseModel):
     stop: tuple[str, ...] = ()
     demonstration: str | None = None
     separator: str = "\n"
+    decimals: bool = True
+    language: str = Field(default="en", pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]+)*$")
+    verdict_prefix: str = ""
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
         if (self.kind == "pointwise") != (self.scale is not None):
             raise ValueError("scale: [low, high] belongs to pointwise rubrics, and they need it")
+        if not self.decimals and self.kind != "pointwise":
+            raise ValueError("decimals belongs to pointwise rubrics")
+        if self.pattern is not None and len(self.pattern) > MAX_PATTERN_LENGTH:
+            raise ValueError(f"pattern: {len(self.pattern):,} characters, at most {MAX_PATTERN_LENGTH:,} are allowed")
         if self.scale and self.scale[0] >= self.scale[1]:
             raise ValueError(f"scale: the low end {self.scale[0]} must be below the high end {self.scale[1]}")
         if (self.kind == "propose") != (self.demonstration is not None):
@@ -259,24 +292,15 @@ class _Header(BaseModel):
             raise ValueError(f"format: completion is for propose templates; {self.kind} rubrics are chat")
         if any(not text for text in self.stop):
             raise ValueError("stop: an empty string would stop every reply at once")
+        if self.verdict_prefix and self.kind != "pointwise":
+            raise ValueError("verdict_prefix belongs to pointwise rubrics")
         return self
 
 
 def _check(rubric: Rubric, origin: str) -> None:
     """Placeholders, pattern and example; raises ConfigError."""
-    used, wanted = set(_PLACEHOLDER.findall(rubric.body)), PLACEHOLDERS[rubric.kind]
-    if used != wanted:
-        raise ConfigError(f"{origin}: the body has placeholders {sorted(used)}, a {rubric.kind} rubric needs {sorted(wanted)}")
-    if rubric.kind == "propose" and set(_PLACEHOLDER.findall(rubric.demonstration)) != {"prompt"}:
-        raise ConfigError(
-            f"{origin}: demonstration {rubric.demonstration!r} must hold {{{{ prompt }}}} and no other placeholder"
-        )
-    try:
-        groups = re.compile(rubric.pattern).groupindex
-    except re.error as error:
-        raise ConfigError(f"{origin}: pattern {rubric.pattern!r} is no regular expression: {error}") from error
-    if "verdict" not in groups and re.compile(rubric.pattern).groups != 1:
-        raise ConfigError(f"{origin}: pattern {rubric.pattern!r} needs one group, or a group (?P<verdict>...), for the verdict")
+    _check_placeholders(rubric, origin)
+    _check_pattern(rubric, origin)
     if rubric.kind == "propose" and not rubric.example:
         return
     found = rubric.find_verdict(rubric.example)
@@ -285,16 +309,48 @@ def _check(rubric: Rubric, origin: str) -> None:
     said, (low, high) = found.said, rubric.scale
     if rubric.kind == "pointwise":
         score = to_number(said)
-        if score is None or not low <= score <= high:
-            raise ConfigError(f"{origin}: the example's score {said!r} is not a number in the scale {low:g} to {high:g}")
+        if score is None or not rubric.allows(score):
+            whole = "" if rubric.decimals else "whole "
+            raise ConfigError(f"{origin}: the example's score {said!r} is not a {whole}number in the scale {low:g} to {high:g}")
+        _check_verdict_prefix(rubric, origin)
     if rubric.kind == "pairwise" and said.upper() not in ("A", "B", "TIE"):
         raise ConfigError(f"{origin}: the example's verdict {said!r} is not A, B or tie")
 
 
-def to_number(text: str) -> float | None:
-    """A score as written (`4`, `4.5`, `4,5`, a real minus sign) as a number; None when it is none."""
-    text = text.strip().replace(",", ".").replace("\u2212", "-")
-    return float(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else None
+def _check_placeholders(rubric: Rubric, origin: str) -> None:
+    names = _PLACEHOLDER.findall(rubric.body)
+    used, wanted = set(names), PLACEHOLDERS[rubric.kind]
+    for part, text in (("body", rubric.body), ("demonstration", rubric.demonstration)):
+        if foreign := _FOREIGN.search(_PLACEHOLDER.sub("", text)):
+            raise ConfigError(
+                f"{origin}: the {part} holds {foreign[0]!r}; a rubric has placeholders like {{{{ response }}}} and no template "
+                "language: nothing in it is computed"
+            )
+    if used != wanted:
+        raise ConfigError(f"{origin}: the body has placeholders {sorted(used)}, a {rubric.kind} rubric needs {sorted(wanted)}")
+    if rubric.kind == "propose" and set(_PLACEHOLDER.findall(rubric.demonstration)) != {"prompt"}:
+        raise ConfigError(
+            f"{origin}: demonstration {rubric.demonstration!r} must hold {{{{ prompt }}}} and no other placeholder"
+        )
+    if crowded := [name for name in sorted(used) if names.count(name) > MAX_USES]:
+        raise ConfigError(f"{origin}: the body uses the placeholder {crowded[0]!r} more than {MAX_USES} times")
+
+
+def _check_pattern(rubric: Rubric, origin: str) -> None:
+    try:
+        groups = re.compile(rubric.pattern).groupindex
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{origin}: pattern {rubric.pattern!r} is no regular expression: {error}") from error
+    if "verdict" not in groups and re.compile(rubric.pattern).groups != 1:
+        raise ConfigError(f"{origin}: pattern {rubric.pattern!r} needs one group, or a group (?P<verdict>...), for the verdict")
+
+
+def _check_verdict_prefix(rubric: Rubric, origin: str) -> None:
+    """The pattern must read a score behind the prefix, at both ends of the scale."""
+    for score in rubric.scale if rubric.verdict_prefix else ():
+        found = rubric.find_verdict(f"{rubric.verdict_prefix}{score:g}")
+        if found is None or to_number(found.said) != score:
+            raise ConfigError(f"{origin}: the pattern does not read {score:g} behind verdict_prefix {rubric.verdict_prefix!r}")
 
 
 def _substitute(template: str, values: dict[str, str]) -> str:

@@ -18,13 +18,13 @@ from itertools import combinations
 from selfreward.artifacts import Artifact, Run, Stage, derive_seed, read_rows
 from selfreward.config import EftConfig
 from selfreward.engines import open_engine
-from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
+from selfreward.engines.voting import JudgedText, sampled_votes
 from selfreward.errors import DataError
-from selfreward.judging import check_targets, judge_messages, parse_vote
+from selfreward.judging import check_targets
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.stages._roles import cast_role
-from selfreward.types import Counts, Drop, EftExample, Judgement, RankedSet, Request, Sampling, Vote
+from selfreward.types import Counts, Drop, EftExample, Judgement, RankedSet, Vote
 
 
 def run(run: Run, judge_model: Artifact, seed: Artifact) -> Artifact:
@@ -40,7 +40,7 @@ def run(run: Run, judge_model: Artifact, seed: Artifact) -> Artifact:
     player = cast_role("policy", judge_model, run.config)
     sections = {
         "eft": run.config.eft,
-        "judge": run.config.judge.model_dump(mode="json", include={"temperature", "top_p", "max_tokens"}),
+        "judge": run.config.judge.model_dump(mode="json", include={"temperature", "top_p", "max_tokens", "max_retries"}),
         "num_eft": run.config.seed.num_eft,
         "rubric": rubric.content_hash,
         "player": player.section,
@@ -60,19 +60,9 @@ def run(run: Run, judge_model: Artifact, seed: Artifact) -> Artifact:
 
 def judge_sets(stage: Stage, engine: Engine, rubric: Rubric, sets: Sequence[RankedSet]) -> list[Judgement]:
     """`eft.samples` votes on each reply, in the order of sets and replies; a judgement's id is `<set id>/<index>`."""
-    config = stage.config
-    sampling = Sampling(config.judge.max_tokens, config.judge.temperature, config.judge.top_p, stop=rubric.stop)
-    replies = [(f"{item.id}/{i}", item.prompt, text) for item in sets for i, text in enumerate(item.responses)]
-    requests = [
-        Request(f"{reply_id}/{k}", judge_messages(rubric, prompt, text), sampling, stage.seed(reply_id, k))
-        for reply_id, prompt, text in replies
-        for k in range(config.eft.samples)
-    ]
-    votes: dict[str, list[Vote]] = {reply_id: [] for reply_id, _, _ in replies}
-    for generation in collect(stage, engine, requests):
-        reply_id, _, k = generation.request_id.rpartition("/")
-        votes[reply_id].append(parse_vote(rubric, generation, int(k)))
-    return [Judgement(reply_id, tuple(items), None) for reply_id, items in votes.items()]
+    items = [JudgedText(f"{item.id}/{i}", item.prompt, text) for item in sets for i, text in enumerate(item.responses)]
+    cast = sampled_votes(stage, engine, rubric, items, stage.config.eft.samples, stage.seed)
+    return [Judgement(item.id, votes, None) for item, votes in zip(items, cast, strict=True)]
 
 
 def agreement(ranks: Sequence[int], scores: Sequence[float | None], config: EftConfig) -> list[str | None]:

@@ -1,80 +1,115 @@
-"""LLM-as-a-judge (paper sections 2.1, 2.3): `judge.num_votes` sampled scores of each candidate, averaged.
+"""LLM-as-a-judge (paper sections 2.1, 2.3): `judge.num_votes` sampled (`judge.mode`: or expected) scores of each candidate,
+averaged.
 
-In: the round's completions, the judge. Out: judgements.parquet, all votes on every completion. A failed vote is missing
-data: it is named and counted, never a number. A candidate with fewer than `judge.min_votes` valid votes has no score
-and leaves as `too_few_votes`; its votes stay in the table.
+In: the round's completions, the judge or the members of a panel. Out: judgements.parquet, all votes on every completion. A
+failed vote is missing data: it is sampled again up to `judge.max_retries` times, then named and counted, never a number. A
+candidate with fewer than `judge.min_votes` valid votes of any member has no score and leaves as `too_few_votes`; its votes
+stay in the table.
 """
 
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from math import fsum
 from typing import Any
 
 from selfreward.artifacts import Artifact, Run, Stage, read_rows
 from selfreward.engines import open_engine
-from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
-from selfreward.judging import judge_messages, judgement_of, parse_vote
-from selfreward.rubrics import Rubric, load_rubric
-from selfreward.stages._roles import cast_role, model_name
-from selfreward.types import Completion, Counts, Drop, Judgement, Request, Sampling
+from selfreward.engines.expected import expected_votes
+from selfreward.engines.voting import sampled_votes
+from selfreward.judging import judge_settings, judgement_of, mean_mass
+from selfreward.stages._panel import Judge, cast_panel, roles_of
+from selfreward.stages._roles import model_name
+from selfreward.types import Completion, Counts, Drop, Judgement
 
 
 def run(run: Run, t: int, model: Artifact, samples: Artifact) -> Artifact:
-    """Judge every completion with the model that `judge.model` names."""
-    config = run.config
-    rubric = load_rubric(config.judge.rubric, "pointwise")
-    player = cast_role(config.judge.model, model, config)
+    """Judge every completion with who `judge.model` or `judge.panel` names."""
+    judges = cast_panel(run, model)
     sections = {
-        "judge": config.judge.model_dump(mode="json", exclude={"model"}),
-        "rubric": rubric.content_hash,
-        "player": player.section,
+        "judge": judge_settings(run.config.judge),
+        "members": {str(number): judge.section for number, judge in enumerate(judges)},
     }
+    inputs = {"samples": samples}
+    for judge in judges:
+        inputs |= judge.player.inputs
 
     def work(stage: Stage) -> Counts:
-        stage.roles = {"policy": model_name(model), "judge": player.label}
+        stage.roles = {"policy": model_name(model), **roles_of(judges)}
         completions = read_rows(samples.path / "completions.parquet", Completion)
-        size = max(1, config.engine.chunk_size // config.judge.num_votes)
-        with open_engine(player.model, config) as engine:
-            judged = stage.chunks("votes", completions, size, partial(judge_completions, stage, engine, rubric), Judgement)
+        judged = _combine(stage, judges, _tables(stage, judges, completions))
         drops = [_drop(item) for item in judged if item.score is None]
         stage.write_rows("judgements", judged, Judgement)
         stage.reject(drops)
-        stage.notes |= {"rubric": rubric.name, **describe(judged)}
+        stage.notes |= {"judges": [judge.facts for judge in judges], **describe(judged)}
         return Counts(len(judged), len(judged) - len(drops), Counter(drop.reason for drop in drops))
 
-    return run.stage(f"round-{t}/judgements", sections, {"samples": samples, **player.inputs}, work)
+    return run.stage(f"round-{t}/judgements", sections, inputs, work)
 
 
-def judge_completions(stage: Stage, engine: Engine, rubric: Rubric, completions: Sequence[Completion]) -> list[Judgement]:
-    """All votes on these completions, in their order; request ids are `<completion id>/<vote>`."""
+def judge_completions(stage: Stage, engine: Engine, judge: Judge, completions: Sequence[Completion]) -> list[Judgement]:
+    """One member's votes on these completions, in their order; request ids are `<completion id>/<vote>`."""
     config = stage.config.judge
-    sampling = Sampling(config.max_tokens, config.temperature, config.top_p, stop=rubric.stop)
-    requests = []
-    for item in completions:
-        messages = judge_messages(rubric, item.prompt, item.text)
-        for index in range(config.num_votes):
-            requests.append(Request(f"{item.id}/{index}", messages, sampling, stage.seed(item.id, index)))
-    replies = iter(collect(stage, engine, requests))
-    return [
-        judgement_of(item.id, [parse_vote(rubric, next(replies), index) for index in range(config.num_votes)], config.min_votes)
-        for item in completions
-    ]
+
+    def seed(item_id: str, index: int, *attempt: int) -> int:
+        return stage.seed(item_id, judge.first_vote + index, *attempt)
+
+    ask = expected_votes if config.mode == "expected" else sampled_votes
+    cast = ask(stage, engine, judge.rubric, completions, judge.seat.num_votes, seed)
+    rows = []
+    for item, votes in zip(completions, cast, strict=True):
+        named = [replace(vote, index=judge.first_vote + vote.index, member=judge.name) for vote in votes]
+        rows.append(judgement_of(item.id, named, config.min_votes, config.aggregate))
+    return rows
+
+
+def _tables(stage: Stage, judges: Sequence[Judge], completions: Sequence[Completion]) -> list[list[Judgement]]:
+    """Each member's judgements of all completions, in the order of the members. No model is loaded twice."""
+    tables: dict[int, list[Judgement]] = {}
+    for model in dict.fromkeys(judge.player.model for judge in judges):
+        with open_engine(model, stage.config) as engine:
+            for number, judge in enumerate(judges):
+                if judge.player.model == model:
+                    name = "votes" if len(judges) == 1 else f"votes-{number}"
+                    size = max(1, stage.config.engine.chunk_size // judge.seat.num_votes)
+                    work = partial(judge_completions, stage, engine, judge)
+                    tables[number] = stage.chunks(name, completions, size, work, Judgement)
+    return [tables[number] for number in range(len(judges))]
+
+
+def _combine(stage: Stage, judges: Sequence[Judge], tables: Sequence[Sequence[Judgement]]) -> list[Judgement]:
+    """One judgement of each completion from those of the members."""
+    if len(judges) == 1:
+        return list(tables[0])
+    config = stage.config.judge
+    weights = {judge.name: judge.seat.weight for judge in judges}
+    rows = []
+    for parts in zip(*tables, strict=True):
+        votes = [vote for part in parts for vote in part.votes]
+        rows.append(judgement_of(parts[0].completion_id, votes, config.min_votes, config.aggregate, weights))
+    return rows
 
 
 def describe(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """Failed votes by reason, the histogram of the votes' scores, and the mean of the candidates' scores (None without)."""
+    """Failed votes by reason, failed replies that were asked for again, the histogram of the votes' scores, the mean of
+    the candidates' scores (None without), and the mean mass of expected scores."""
     votes = [vote for judgement in judgements for vote in judgement.votes]
-    scores = Counter(vote.score for vote in votes if vote.score is not None)
+    scores = Counter(vote.histogram_score for vote in votes if vote.histogram_score is not None)
+    mass = mean_mass(votes)
     means = [judgement.score for judgement in judgements if judgement.score is not None]
+    retried = Counter(attempt.failure for vote in votes for attempt in vote.attempts)
     return {
         "num_votes": len(votes),
         "num_failed_votes": sum(vote.failure is not None for vote in votes),
         "failures": dict(sorted(Counter(str(vote.failure) for vote in votes if vote.failure).items())),
+        "num_retries": retried.total(),
+        "retried_failures": dict(sorted(retried.items())),
         "score_histogram": {f"{score:g}": scores[score] for score in sorted(scores)},
         "mean_score": fsum(means) / len(means) if means else None,
+        **({} if mass is None else {"mean_mass": mass}),
     }
 
 

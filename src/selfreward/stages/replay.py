@@ -17,12 +17,12 @@ from functools import partial
 from selfreward.artifacts import Artifact, Run, Stage, derive_seed, read_rows
 from selfreward.config import ReplayConfig
 from selfreward.engines import open_engine
-from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
-from selfreward.judging import judge_messages, parse_vote
+from selfreward.engines.voting import JudgedText, sampled_votes
+from selfreward.judging import judge_messages
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.stages._roles import cast_role
-from selfreward.types import Counts, Drop, EftExample, Judgement, PreferencePair, Request, Sampling
+from selfreward.types import Counts, Drop, EftExample, Judgement, PreferencePair
 
 
 def run(run: Run, t: int, model: Artifact, eft: Artifact) -> Artifact:
@@ -34,7 +34,7 @@ def run(run: Run, t: int, model: Artifact, eft: Artifact) -> Artifact:
     player = cast_role("policy", model, config)
     sections = {
         "replay": config.replay,
-        "judge": config.judge.model_dump(mode="json", include={"temperature", "top_p", "max_tokens"}),
+        "judge": config.judge.model_dump(mode="json", include={"temperature", "top_p", "max_tokens", "max_retries"}),
         "rubric": rubric.content_hash,
         "player": player.section,
     }
@@ -81,15 +81,9 @@ def draw_items(items: Sequence[EftExample], number: int, seed: int) -> list[EftE
 
 def judge_items(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[EftExample]) -> list[Judgement]:
     """`replay.num_votes` votes on each item's response, in the order of the items."""
-    config = stage.config
-    sampling = Sampling(config.judge.max_tokens, config.judge.temperature, config.judge.top_p, stop=rubric.stop)
-    indices = range(config.replay.num_votes)
-    requests = []
-    for item in items:
-        messages = judge_messages(rubric, item.instruction, item.response)
-        requests += [Request(f"{item.id}/{index}", messages, sampling, stage.seed(item.id, index)) for index in indices]
-    replies = iter(collect(stage, engine, requests))
-    return [Judgement(item.id, tuple(parse_vote(rubric, next(replies), index) for index in indices), None) for item in items]
+    asked = [JudgedText(item.id, item.instruction, item.response) for item in items]
+    cast = sampled_votes(stage, engine, rubric, asked, stage.config.replay.num_votes, stage.seed)
+    return [Judgement(item.id, votes, None) for item, votes in zip(items, cast, strict=True)]
 
 
 def judgement_pairs(rubric: Rubric, item: EftExample, judgement: Judgement, config: ReplayConfig) -> list[PreferencePair] | str:

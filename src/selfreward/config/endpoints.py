@@ -1,4 +1,4 @@
-"""The `endpoints` section: OpenAI-compatible servers that may play a role. Belongs to the tree in config.py.
+"""The `endpoints` section: OpenAI-compatible servers that may play a role. A branch of the tree.
 
 A role names one by `endpoint:NAME`. The API key is never part of a config: only the name of the environment variable that
 holds it is, so that no config, log, record or report can show it.
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints, field_validator
 
-from selfreward.section import Section
+from selfreward.config.section import Section
 
 ENDPOINT_PREFIX = "endpoint:"
 """A `model` value `endpoint:NAME` is answered by the server that `endpoints.NAME` describes."""

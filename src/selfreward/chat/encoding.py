@@ -1,0 +1,78 @@
+"""Text to token ids, as a template's text or as data."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from selfreward.errors import ModelError
+
+
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer."""
+
+    chat_template: Any
+    eos_token_id: Any
+    bos_token_id: Any
+    unk_token_id: Any
+    all_special_ids: list[int]
+    added_tokens_decoder: Mapping[int, Any]
+
+    def get_chat_template(self) -> str:
+        """The template that `apply_chat_template` takes, where there are several."""
+        ...
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """Render a conversation."""
+        ...
+
+    def decode(self, token_ids: Any, **kwargs: Any) -> Any:
+        """The text of token ids."""
+        ...
+
+    def __call__(self, text: str, **kwargs: Any) -> Any:
+        """Encode a text; the result's `input_ids` is a list of ids."""
+        ...
+
+
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens with a meaning of their own. The unknown-word token stands for data and is not one, unless it is EOS too."""
+    special = set(tokenizer.all_special_ids)
+    special.update(token for token, added in tokenizer.added_tokens_decoder.items() if getattr(added, "special", False))
+    if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        special.discard(tokenizer.unk_token_id)
+    return frozenset(special)
+
+
+def encode_template(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Encode text in which control tokens count."""
+    return _ids(tokenizer(text, add_special_tokens=False, split_special_tokens=False))
+
+
+def encode_data(tokenizer: Tokenizer, text: str, control: frozenset[int]) -> list[int]:
+    """Encode text in which control tokens are plain characters. Raises ModelError when the tokenizer cannot do that."""
+    ids = _ids(tokenizer(text, add_special_tokens=False, split_special_tokens=True))
+    if control.isdisjoint(ids):
+        return ids
+    # The tokenizer matches some control tokens all the same: those it does not flag as special. Cut through their text.
+    names = [str(tokenizer.added_tokens_decoder[token].content) for token in control if token in tokenizer.added_tokens_decoder]
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    cuts = re.compile("|".join(rf"(?<={re.escape(n[0])})(?={re.escape(n[1:])})" for n in longest_first if n[1:]), re.IGNORECASE)
+    ids = []
+    start = 0
+    for end in [*(match.start() for match in cuts.finditer(text)), len(text)]:
+        ids += _ids(tokenizer(text[start:end], add_special_tokens=False, split_special_tokens=True))
+        start = end
+    if not control.isdisjoint(ids):
+        bad = sorted(control.intersection(ids))
+        raise ModelError(f"the tokenizer encodes plain text {text[:80]!r} with control tokens {bad}; use another tokenizer")
+    return ids
+
+
+def bos(tokenizer: Tokenizer) -> list[int]:
+    """[BOS] where the tokenizer puts one before a text by itself, else nothing."""
+    ids = _ids(tokenizer("", add_special_tokens=True))
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+def _ids(encoding: Any) -> list[int]:
+    return list(encoding["input_ids"])

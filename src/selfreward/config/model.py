@@ -1,0 +1,40 @@
+"""The model that a run starts from, and the engine that generates."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from selfreward.config.section import Section
+
+
+class ModelConfig(Section):
+    """The pretrained model that the run starts from (M0)."""
+
+    path: str = "lab"
+    """A local Hugging Face model folder, a hub id (needs `model.allow_download`), or `lab` for the embedded model."""
+    allow_download: bool = False
+    """Let Transformers fetch `model.path` from the hub; otherwise no network is used."""
+    trust_remote_code: bool = False
+    """Run Python code shipped inside the model folder. Off unless you trust its author."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Weights' type for generation; training on CPU always keeps float32 weights."""
+    chat_template: str | None = None
+    """A Jinja file that replaces the tokenizer's chat template. Unset: the tokenizer's own, or a default ChatML one for a base
+    model without any. `own`: the tokenizer's own and no default."""
+
+
+class EngineConfig(Section):
+    """Who generates text, and with how much of the machine."""
+
+    name: Literal["hf", "scripted"] = "hf"
+    """`hf`: any Hugging Face causal LM, CPU or GPU. `scripted`: replies from a table, for tests."""
+    script: str | None = None
+    """For `scripted`: a JSON file of replies, or a built-in table's name."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU when there is one."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads for generation and training; 0 means all cores of the machine."""
+    batch_size: int = Field(default=256, ge=1)
+    """Most replies generated at a time."""
+    chunk_size: int = Field(default=2048, ge=1)
+    """Requests handed to the engine in one piece and committed together; a restart redoes at most one chunk."""

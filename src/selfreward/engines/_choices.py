@@ -1,0 +1,179 @@
+"""How probable given continuations of a prompt are: one pass over what they share, then a token a step for each.
+
+Tensor names end in their shape: B prompts, R rows (choices), T tokens, V vocabulary.
+
+The tokens are those of prompt, prefix and choice encoded together, so that a space merges with the number behind it as it
+does when the model writes both. What is scored begins at the first token that is not the same for the prefix alone and for
+all choices: after `Score: ` that is the token ` 4`, with the space in it. A choice also has to end (`Request.choices`): its
+probability is multiplied by that of a next token which does not lengthen its last word. Where no token can, as with
+tokenizers of whole words, and all choices differ in one token, the pass over what they share is the only one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from selfreward.chat import encode_continuations
+from selfreward.engines._replies import Reader
+from selfreward.engines._runner import Job, Runner, cut_batches
+from selfreward.engines.base import is_same_word
+from selfreward.errors import EngineError
+from selfreward.types import Generation, Request
+
+
+@dataclass(frozen=True)
+class Piece(Job):
+    """Choices of one request that run together: `ids` is what they share, `tails` what follows in each, from `first` on."""
+
+    tails: tuple[tuple[int, ...], ...]
+    first: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A request in tokens."""
+
+    start: tuple[int, ...]
+    tails: tuple[tuple[int, ...], ...]
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of prompt, prefix and one choice."""
+        return len(self.start) + max(map(len, self.tails))
+
+
+class ChoiceScorer:
+    """Scores choices with one model. Its methods belong into `torch.inference_mode`, `pieces` and `generations` excepted."""
+
+    def __init__(self, tokenizer: Any, reader: Reader, runner: Runner, context_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._reader = reader
+        self._runner = runner
+        self._context_length = context_length
+        self._lengthening: torch.Tensor | None = None
+
+    def pieces(self, requests: Sequence[Request], batch_size: int) -> tuple[list[list[Piece]], list[Generation]]:
+        """Batches of at most `batch_size` choices, longest prompts first; and the replies to requests that do not fit.
+
+        Raises EngineError when the tokenizer cannot tell the choices of a request apart.
+        """
+        pieces: list[Piece] = []
+        refused: list[Generation] = []
+        for request in requests:
+            plan = _plan(self._tokenizer, request)
+            if plan.longest > self._context_length:
+                refused.append(Generation(request.id, "", plan.longest, 0, "error", "too_long"))
+                continue
+            for first in range(0, len(plan.tails), batch_size):
+                tails = plan.tails[first : first + batch_size]
+                pieces.append(Piece(plan.start, (request,) * len(tails), tails, first))
+        pieces.sort(key=lambda piece: -len(piece.ids))
+        return cut_batches(pieces, batch_size), refused
+
+    def score(self, batch: Sequence[Piece]) -> list[tuple[float, ...]]:
+        """The log-probabilities of each piece's choices. Raises EngineError for a model with broken weights."""
+        tails = [tail for piece in batch for tail in piece.tails]
+        last = max(map(len, tails))
+        must_end = bool(self._lengthening_tokens(tails[0]).any())
+        num_steps = last + must_end
+        tail_RT = torch.tensor([[*tail, *[0] * (last - len(tail))] for tail in tails])
+        length_R = torch.tensor([len(tail) for tail in tails])
+        total_R = torch.zeros(len(tails), dtype=torch.float64)
+        if num_steps == 1:
+            source_R = torch.tensor([number for number, piece in enumerate(batch) for _ in piece.tails])
+            return _cut(batch, total_R + _log_probability(self._runner.read(batch), tail_RT[:, 0], source_R))
+        memory, logits_RV = self._runner.prefill(batch, num_steps - 1)
+        for step in range(num_steps):
+            if step < last:
+                gain_R = _log_probability(logits_RV, tail_RT[:, step])
+                total_R += torch.where(length_R > step, gain_R, 0.0)
+            if must_end and step > 0:
+                end_R = _log_probability_of_end(logits_RV, self._lengthening_tokens(tails[0]))
+                total_R += torch.where(length_R == step, end_R, 0.0)
+            if step + 1 < num_steps:
+                # Rows that have ended go on with any token; what follows is not looked at.
+                logits_RV = self._runner.step(tail_RT[:, step].to(logits_RV.device), memory)
+        return _cut(batch, total_R)
+
+    def generations(self, scored: Sequence[tuple[Piece, tuple[float, ...]]]) -> Iterator[Generation]:
+        """The replies, once all pieces of the requests are scored."""
+        by_request: dict[str, list[tuple[Piece, tuple[float, ...]]]] = {}
+        for piece, values in scored:
+            by_request.setdefault(piece.requests[0].id, []).append((piece, values))
+        for request_id, parts in by_request.items():
+            parts.sort(key=lambda part: part[0].first)
+            values = tuple(value for _, part in parts for value in part)
+            read = sum(self._num_read(piece) for piece, _ in parts)
+            yield Generation(request_id, "", read, 0, "stop", choice_logprobs=values)
+
+    def _num_read(self, piece: Piece) -> int:
+        """Tokens that the model read for a piece: the last one of a choice only where it has to end."""
+        must_end = self._lengthening is not None and bool(self._lengthening.any())
+        return len(piece.ids) + sum(len(tail) - (not must_end) for tail in piece.tails)
+
+    def _lengthening_tokens(self, tail: Sequence[int]) -> torch.Tensor:
+        """Which tokens belong to the word before them, shape V; found once by reading each behind a choice's tokens."""
+        if self._lengthening is None:
+            start = self._reader.read(tail)
+            ends = self._reader.stop_ids
+            flags = []
+            for token, text in enumerate(self._reader.read_all([[*tail, token] for token in range(len(self._tokenizer))])):
+                behind = text[len(start) :][:1] if text.startswith(start) else ""
+                flags.append(token not in ends and is_same_word(behind))
+            self._lengthening = torch.tensor(flags)
+        return self._lengthening
+
+
+def _plan(tokenizer: Any, request: Request) -> _Plan:
+    """Tokens that prefix and all choices begin with, and each choice's own. Raises EngineError as `pieces` does."""
+    texts = [request.reply_prefix, *(request.reply_prefix + choice for choice in request.choices)]
+    encoded = encode_continuations(tokenizer, request.prompt, texts)
+    shared = 0
+    while all(len(ids) > shared and ids[shared] == encoded[0][shared] for ids in encoded):
+        shared += 1
+    if not shared:
+        raise EngineError(f"request {request.id!r} has no tokens before its choices; there is nothing to continue")
+    tails = tuple(tuple(ids[shared:]) for ids in encoded[1:])
+    for choice, tail in zip(request.choices, tails, strict=True):
+        if not tail or tokenizer.unk_token_id in tail:
+            raise EngineError(
+                f"the model's tokenizer has no tokens for {choice!r}, one of the choices of request {request.id!r}; "
+                "use choices (for judge.mode=expected: a rubric's scale) that it can write"
+            )
+    if len(set(tails)) < len(tails):
+        raise EngineError(f"the model's tokenizer writes two of {request.choices!r}, choices of request {request.id!r}, alike")
+    return _Plan(tuple(encoded[0][:shared]), tails)
+
+
+def _log_probability(logits_BV: torch.Tensor, token_R: torch.Tensor, source_R: torch.Tensor | None = None) -> torch.Tensor:
+    """Log-probability of row r's token after the logits number `source_R[r]` (r itself without), shape R, on CPU."""
+    logits_BV = _checked(logits_BV)
+    source_R = torch.arange(len(token_R)) if source_R is None else source_R
+    source_R = source_R.to(logits_BV.device)
+    chosen_R = logits_BV[source_R, token_R.to(logits_BV.device)]
+    return (chosen_R.double() - logits_BV.logsumexp(-1).double()[source_R]).cpu()
+
+
+def _log_probability_of_end(logits_RV: torch.Tensor, lengthening_V: torch.Tensor) -> torch.Tensor:
+    """Log-probability that the next token does not lengthen the word, shape R, on CPU."""
+    logits_RV = _checked(logits_RV)
+    is_longer_V = torch.zeros(logits_RV.shape[-1], dtype=torch.bool)  # models may have more logits than there are tokens
+    size = min(len(is_longer_V), len(lengthening_V))
+    is_longer_V[:size] = lengthening_V[:size]
+    ended_RV = logits_RV.masked_fill(is_longer_V.to(logits_RV.device), -torch.inf)
+    return (ended_RV.logsumexp(-1).double() - logits_RV.logsumexp(-1).double()).cpu()
+
+
+def _checked(logits_RV: torch.Tensor) -> torch.Tensor:
+    logits_RV = logits_RV.float()
+    if not bool(torch.isfinite(logits_RV.amax(dim=-1)).all()):
+        raise EngineError("the model gives non-finite logits; its weights are broken, or model.dtype is too narrow for it")
+    return logits_RV
+
+
+def _cut(batch: Sequence[Piece], total_R: torch.Tensor) -> list[tuple[float, ...]]:
+    """The rows of each piece."""
+    values = iter(total_R.tolist())
+    return [tuple(next(values) for _ in piece.tails) for piece in batch]

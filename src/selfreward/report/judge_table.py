@@ -1,0 +1,107 @@
+"""What `selfreward judge` found, as plain text."""
+
+import io
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from selfreward.report.names import FAILURES
+
+FIGURES = {
+    "judge_pairwise": "pairwise accuracy",
+    "judge_pairwise_strict": "pairwise accuracy, ties wrong",
+    "judge_five_best": "5-best",
+    "judge_exact_match": "exact match",
+    "judge_spearman": "Spearman",
+    "judge_kendall": "Kendall tau-b",
+    "judge_tied": "pairs that tie",
+    "judge_scored": "responses with a score",
+    "first_position": "prefers the first shown",
+}
+"""Figure -> its name; the paper's five come first, in its order but for the stricter variant."""
+HEALTH = {
+    "failed_votes": "failed votes",
+    "vote_spread": "vote spread (sd)",
+    "length_within_sets": "score and length, within sets",
+    "length_overall": "score and length, overall",
+}
+_BAR = 30
+
+
+def render_judge(summary: Mapping[str, Any], width: int = 80) -> str:
+    """Data, agreement, health, rules."""
+    console = Console(width=max(width, 60), file=io.StringIO(), record=True, highlight=False, markup=False)
+    console.print(_head(summary))
+    names = {**FIGURES, **HEALTH}
+    figures = {**summary.get("figures", {}), **summary.get("health", {})}
+    rows = {name: figures[name] for name in names if name in figures}
+    if "figures" in summary and "health" in summary:
+        rows = {name: figures.get(name, _NOTHING) for name in names if name != "first_position"}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("figure", "value", "95 % interval", "prompts"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    for name, figure in rows.items():
+        unit = " responses" if name == "length_overall" else ""
+        table.add_row(names[name], _number(figure["value"]), _interval(figure), f"{figure['n']:,}{unit}")
+    console.print(table)
+    if "votes" in summary:
+        console.print(_votes(summary["votes"]))
+    text = "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines())
+    rules = [textwrap.fill(rule, max(width, 60)) for name, rule in sorted(summary["rules"].items(), reverse=True)]
+    return "\n".join([text, *rules, ""])
+
+
+_NOTHING = {"value": None, "low": None, "high": None, "n": 0}
+
+
+def _head(summary: Mapping[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    data, judge, counts = summary["data"], summary["judge"], summary["counts"]
+    table.add_row("data", f"{data['path']}, format {data['format']} ({'detected' if data['detected'] else 'named'})")
+    table.add_row("rows", f"{data['rows']:,}, dropped: {_listed(data['dropped'])}")
+    table.add_row("replies", f"{data['replies']:,}, dropped: {_listed(data['replies_dropped'])}")
+    for name, note in data["notes"].items():
+        table.add_row("", f"{name}: {note}")
+    votes = f", {judge['num_votes']} votes, {judge['mode']}" if "mode" in judge else ", both orders, greedy"
+    table.add_row("judge", f"{judge['model']} by {judge['rubric']}{votes}")
+    table.add_row("judged", _listed(counts))
+    table.add_row("tokens", f"{summary['tokens']['prompt']:,} read, {summary['tokens']['generated']:,} written")
+    if summary["out"]:
+        table.add_row("written to", summary["out"])
+    return table
+
+
+def _votes(votes: Mapping[str, Any]) -> Table:
+    """The histogram of the votes' scores, and why votes failed."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    most = max(votes["score_histogram"].values(), default=0)
+    for score, number in votes["score_histogram"].items():
+        table.add_row(f"votes of {score}", f"{'#' * max(1, round(_BAR * number / most))} {number:,}")
+    for reason, number in votes["failures"].items():
+        share = number / votes["num_votes"]
+        table.add_row("failed", f"{FAILURES[reason]}: {number:,} of {votes['num_votes']:,} ({share:.1%})")
+    if votes["num_retries"]:
+        table.add_row("asked again", f"{votes['num_retries']:,} replies: {_listed(votes['retried_failures'])}")
+    if votes.get("mean_mass") is not None:
+        table.add_row("legal scores", f"{votes['mean_mass']:.3f} of the probability on average")
+    return table
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in counts.items()) or "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(figure: Mapping[str, Any]) -> str:
+    return "-" if figure["low"] is None else f"{figure['low']:.3f} to {figure['high']:.3f}"
