@@ -233,6 +233,7 @@ def _word(answers, judging, own, excess, self_judged=True):
         "difference_of": ["M3", "M1"],
         "differences": {"oracle_mean": answers, "judge_pairwise": judging, "judge_mean": own},
         "self_judged": self_judged,
+        "rounds": [],
         "round_judge_mean_change": {**UP, "rounds": [1, 2]},
         "round_excess_change": None if excess is None else {**excess, "rounds": [1, 2]},
     }
@@ -296,9 +297,11 @@ def test_warnings_name_what_went_wrong(run_dir):
     models["M3"]["first_position"] = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 50}
     models["M1"]["distinct_2"], models["M3"]["distinct_2"] = _estimate(0.5, 0.6), _estimate(0.3, 0.4)
     summary["differences"] |= {"judge_pairwise": DOWN, "mean_length": _estimate(4.0, 6.0)}
+    summary["rounds"][1] |= {"prompts_accepted": 9, "prompts_asked": 25, "prompts_stopped_by": "pool_exhausted"}
     assert find_warnings(summary)[2:] == [
         "60 % of the prompts in M2's round ended in a tie.",
         "M3 as pairwise judge chose the answer shown first in 80 % of its verdicts.",
+        "Round 2 has 9 of 25 new prompts: the prompts file has no more rows.",
         "The judge's agreement with human ranks fell from M1 to M3.",
         "Answers grew 20 % longer from M1 to M3.",
         "Answers became less diverse from M1 to M3 (distinct-2 0.550 to 0.350).",

@@ -217,8 +217,12 @@ def _round(run_dir: RunDir, config: Config, t: int) -> Json:
     roles: dict[str, Any] = {}
     for record in records.values():
         roles |= record["roles"]
+    proposed = records.get("prompts")
     return {
         "round": t,
+        "prompts_asked": config.propose.num_prompts,
+        "prompts_accepted": proposed["counts"]["out"] if proposed else None,
+        "prompts_stopped_by": proposed["notes"].get("stopped_by") if proposed else None,
         "model": f"M{t}",
         "makes": f"M{t + 1}",
         "roles": roles,

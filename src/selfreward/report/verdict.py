@@ -22,6 +22,8 @@ RULE = (
 MAX_FAILED, MAX_TIED, MAX_CUT, MAX_SHIFT, MAX_LONGER = 0.1, 0.5, 0.05, 0.1, 0.1
 """When a warning is given: share of votes without a score, of tied prompts, of answers cut by the token limit, verdicts for
 the answer shown first beyond 1/2, and growth of the answers' length."""
+SHORT = {"max_attempts": "propose.max_attempts was reached", "pool_exhausted": "the prompts file has no more rows"}
+"""Why a round got fewer prompts than it wanted."""
 
 
 def judge_run(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,6 +50,10 @@ def find_warnings(summary: Mapping[str, Any]) -> list[str]:
         if _leans(first):
             share = 100 * first["value"]
             found.append(f"{name} as pairwise judge chose the answer shown first in {share:.0f} % of its verdicts.")
+    for row in summary["rounds"]:
+        accepted, why = row["prompts_accepted"], SHORT.get(row["prompts_stopped_by"] or "")
+        if accepted is not None and why:
+            found.append(f"Round {row['round']} has {accepted} of {row['prompts_asked']} new prompts: {why}.")
     if summary["difference_of"]:
         found += _change_warnings(summary, models)
     return found
