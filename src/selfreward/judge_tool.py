@@ -278,12 +278,13 @@ def _summary(options: Options, config: Config, rubric: Rubric, data: Data, made:
     }
     seed = partial(derive_seed, config.random_seed, options.stage, "interval")
     if rubric.kind == "pairwise":
-        summary |= _pairwise_part(data, read_rows(made.path / "comparisons.parquet", Comparison), seed, config)
-        rows: Sequence[Any] = read_rows(made.path / "comparisons.parquet", Comparison)
+        comparisons = read_rows(made.path / "comparisons.parquet", Comparison)
+        summary |= _pairwise_part(data, comparisons, seed, config)
+        rows: Sequence[Any] = comparisons
     else:
         judgements = read_rows(made.path / "votes.parquet", Judgement)
         summary["judge"] |= {"mode": config.judge.mode, "num_votes": config.eval.num_votes}
-        summary |= _pointwise_part(options, data, judgements, seed, (config, rubric))
+        summary |= _pointwise_part(config, rubric, data, judgements, seed, options.agreement)
         rows = _rows(data.sets, judgements)
     if options.out is not None:
         _write(options.out, rows)
@@ -292,9 +293,8 @@ def _summary(options: Options, config: Config, rubric: Rubric, data: Data, made:
 
 
 def _pointwise_part(
-    options: Options, data: Data, judgements: Sequence[Judgement], seed: Callable[[str], int], setting: tuple[Config, Rubric]
+    config: Config, rubric: Rubric, data: Data, judgements: Sequence[Judgement], seed: Callable[[str], int], ranked: bool
 ) -> dict[str, Any]:
-    config, rubric = setting
     samples = config.eval.bootstrap_samples
     by_id = {judgement.completion_id: judgement for judgement in judgements}
     judged = [
@@ -315,7 +315,7 @@ def _pointwise_part(
         "health": health_figures(judged, seed, samples),
         "rules": {"health": HEALTH_RULE},
     }
-    if options.agreement:
+    if ranked:
         measures = judge_measures(scored_sets(data.sets, judgements), float(rubric.scale[1]))
         part["figures"] = estimate_all(measures, seed, samples)
         part["rules"] |= {"ties": TIE_RULE, "orders": ORDER_RULE}

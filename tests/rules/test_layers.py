@@ -23,6 +23,7 @@ LAYERS = {
 SAME_LAYER = {
     ("reuse", "storage"): "it hashes files",
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
+    ("sources", "filters"): "both count words; filters says what a word is",
     ("training", "engines"): "both load a model folder; engines.loading does it",
     ("engines", "lab"): "model.path=lab names the embedded model's folder",
     ("cli", "experiments"): "a command runs it",

@@ -68,7 +68,8 @@ def _head(summary: Mapping[str, Any]) -> Table:
     table.add_row("replies", f"{data['replies']:,}, dropped: {_listed(data['replies_dropped'])}")
     for name, note in data["notes"].items():
         table.add_row("", f"{name}: {note}")
-    votes = f", {judge['num_votes']} votes, {judge['mode']}" if "mode" in judge else ", both orders, greedy"
+    plural = "" if judge.get("num_votes") == 1 else "s"
+    votes = f", {judge['num_votes']} vote{plural}, {judge['mode']}" if "mode" in judge else ", both orders, greedy"
     table.add_row("judge", f"{judge['model']} by {judge['rubric']}{votes}")
     table.add_row("judged", _listed(counts))
     table.add_row("tokens", f"{summary['tokens']['prompt']:,} read, {summary['tokens']['generated']:,} written")
