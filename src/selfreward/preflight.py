@@ -1,12 +1,13 @@
 """What can be known before a model loads: files that a config names, the model folder, rubrics. Needs no torch."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 from selfreward.config import FIRST, MAX_STOPS, POLICY, SCRIPTED_PREFIX, Config, endpoint_name
 from selfreward.engines import ROLE_PREFIXES, SCORES_CHOICES
-from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, folder_problem, has_chat_template
+from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, folder_problem, has_chat_template, read_settings
 from selfreward.engines.openai import need_package, read_key
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError, DataError, ModelError
@@ -159,9 +160,10 @@ def _check_model(config: Config, setting: str, path: str, needs_chat: bool = Tru
         )
     if problem := folder_problem(folder):
         raise ConfigError(f"{setting}={path!r} {problem}")
-    kind = _read_object(folder / "config.json", f"{setting}={path!r}").get("model_type")
+    with _naming(f"{setting}={path!r}"):
+        kind, has_template = read_settings(folder / "config.json").get("model_type"), has_chat_template(folder)
     # A tokenizer class that the folder ships may bring a template of its own.
-    if needs_chat and not config.model.trust_remote_code and not _has_template(folder, f"{setting}={path!r}"):
+    if needs_chat and not config.model.trust_remote_code and not has_template:
         template, is_start = config.model.chat_template, setting == "model.path"
         if is_start and template is None:
             return f"{setting}: {path} ({kind}), no chat template: it gets the default one (ChatML)"
@@ -178,21 +180,13 @@ def _check_model(config: Config, setting: str, path: str, needs_chat: bool = Tru
     return f"{setting}: {path} ({kind})"
 
 
-def _has_template(folder: Path, what: str) -> bool:
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """A fault of a model folder's files as a fault of the setting that names the folder."""
     try:
-        return has_chat_template(folder)
+        yield
     except ModelError as error:
         raise ConfigError(f"{what}: {error}") from error
-
-
-def _read_object(path: Path, what: str) -> dict[str, object]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{what}: {path.name} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{what}: {path.name} must hold a JSON object")
-    return value
 
 
 def check_seed(config: Config) -> list[str]:

@@ -149,13 +149,18 @@ def has_chat_template(folder: Path) -> bool:
     settings = folder / "tokenizer_config.json"
     if not settings.is_file():
         return False
+    return bool(read_settings(settings).get("chat_template"))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON file of a model folder. Raises ModelError when it cannot be read or holds no object."""
     try:
-        value = json.loads(settings.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ModelError(f"{str(settings)!r} cannot be read: {error}") from error
+        raise ModelError(f"{path.name} cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{str(settings)!r} must hold a JSON object")
-    return bool(value.get("chat_template"))
+        raise ModelError(f"{path.name} must hold a JSON object")
+    return value
 
 
 def _check_folder(path: str | Path, config: Config) -> str:

@@ -111,33 +111,26 @@ def _raw_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
 
 
 def _lines(path: Path) -> Iterator[Row | BadRow]:
-    with reading(path), open_bytes(path) as file:
-        for number, line in enumerate(_raw_lines(path, file), start=1):
-            text = _decoded(path, number, line)
-            if isinstance(text, BadRow):
-                yield text
-            elif text:
-                yield _line(path, number, text)
+    return (item if isinstance(item, BadRow) else _line(path, number, item) for number, item in _texts(path))
 
 
 def _prompt_lines(path: Path) -> Iterator[Row | BadRow]:
+    return (item if isinstance(item, BadRow) else Row(str(path), number, {"prompt": item}) for number, item in _texts(path))
+
+
+def _texts(path: Path) -> Iterator[tuple[int, str | BadRow]]:
+    """Numbered lines that are not blank. One that is not UTF-8 is a bad row: the next line is as good as before."""
     with reading(path), open_bytes(path) as file:
         for number, line in enumerate(_raw_lines(path, file), start=1):
-            text = _decoded(path, number, line)
-            if isinstance(text, BadRow):
-                yield text
-            elif text:
-                yield Row(str(path), number, {"prompt": text})
-
-
-def _decoded(path: Path, number: int, line: bytes) -> str | BadRow:
-    """A line's text, or a bad row where it is not UTF-8: the next line is as good as before."""
-    try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-    except UnicodeDecodeError as error:
-        problem = f"not text in UTF-8 (byte 0x{line[error.start]:02x}: {error.reason}); convert the file to UTF-8"
-        shown_line = line.decode("utf-8", "backslashreplace").strip()
-        return BadRow(number, DataError(f"{path} line {number}: {problem}"), excerpt(shown_line))
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                problem = f"not text in UTF-8 (byte 0x{line[error.start]:02x}: {error.reason}); convert the file to UTF-8"
+                shown_line = line.decode("utf-8", "backslashreplace").strip()
+                yield number, BadRow(number, DataError(f"{path} line {number}: {problem}"), excerpt(shown_line))
+                continue
+            if text:
+                yield number, text
 
 
 def _line(path: Path, number: int, text: str) -> Row | BadRow:

@@ -51,9 +51,13 @@ def run(run: Run) -> Artifact:
     # Contents count, not where they lie.
     section = config.model_dump(mode="json", exclude={"path": True, "sources": {"__all__": {"path", "allow_download"}}})
     artifact = run.stage("seed", {"seed": section, "files": source_hashes(config)}, {}, _work)
-    # Said while the tables are made, before they count as finished; again here, where a finished stage meets another rubric.
-    num_ranked = read_json(artifact.path / "record.json")["notes"]["num_ranked_train"]
-    _check_eft(run.config, read_rows(artifact.path / "eft_train.parquet", EftExample), num_ranked)
+    if run.config.mode == "self-rewarding":
+        # Said while the tables are made, before they count as finished; again here, for a finished stage and another rubric.
+        targets = read_rows(artifact.path / "eft_train.parquet", EftExample)
+        check_targets(load_rubric(run.config.judge.rubric, "pointwise"), targets)
+        _check_something_teaches(
+            run.config, len(targets), read_json(artifact.path / "record.json")["notes"]["num_ranked_train"]
+        )
     return artifact
 
 
@@ -108,7 +112,8 @@ def _work(stage: Stage) -> Counts:
         splitter = Splitter(pool, config, reject)
         splitter.split()
         _check_tables(splitter.tables, notes)
-        _check_sources(stage.config, splitter.tables)
+        if stage.config.mode == "self-rewarding":
+            _check_eft(stage.config, splitter.tables)
     return _store(stage, splitter, notes)
 
 
@@ -148,17 +153,16 @@ def _check_tables(tables: Mapping[SplitName, Sequence[Candidate]], notes: Sequen
             )
 
 
-def _check_sources(config: Config, tables: Mapping[SplitName, Sequence[Candidate]]) -> None:
-    """`_check_eft` before anything is stored, naming the source of a target that does not say its score."""
-    num_ranked = len(tables["ranked_train"])
+def _check_eft(config: Config, tables: Mapping[SplitName, Sequence[Candidate]]) -> None:
+    """Whether M1 can learn to judge, before anything is stored; a target that does not say its score names its source."""
+    rubric = load_rubric(config.judge.rubric, "pointwise")
     for place, source in enumerate(located_sources(config.seed)):
-        targets = [to_row(item.record, "eft_train") for item in tables["eft_train"] if item.source == place]
+        rows = [to_row(item.record, "eft_train") for item in tables["eft_train"] if item.source == place]
         try:
-            _check_eft(config, [item for item in targets if isinstance(item, EftExample)], 1)
+            check_targets(rubric, [row for row in rows if isinstance(row, EftExample)])
         except DataError as error:
             raise DataError(f"{source.path or source.format}: {error}") from error
-    if not tables["eft_train"]:
-        _check_eft(config, (), num_ranked)
+    _check_something_teaches(config, len(tables["eft_train"]), len(tables["ranked_train"]))
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -203,12 +207,9 @@ def to_row(record: Record, split: SplitName) -> Demonstration | EftExample | Pro
     return EftExample(record.id, record.prompt, record.response, record.judgement, record.score)
 
 
-def _check_eft(config: Config, targets: Sequence[EftExample], num_ranked: int) -> None:
-    """Whether something can teach M1 to judge: said now, not after the SFT baseline is trained."""
-    if config.mode != "self-rewarding":
-        return
-    check_targets(load_rubric(config.judge.rubric, "pointwise"), targets)
-    if targets or config.eft.min_targets == 0 or num_ranked:
+def _check_something_teaches(config: Config, num_targets: int, num_ranked: int) -> None:
+    """Said now, not after the SFT baseline is trained."""
+    if num_targets or num_ranked or config.eft.min_targets == 0:
         return
     why = "seed.num_eft=0" if config.seed.num_eft == 0 else "no source has EFT targets or ranked replies for training"
     raise DataError(
