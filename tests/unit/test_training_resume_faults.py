@@ -123,10 +123,11 @@ def test_other_start_weights_are_told_apart(bench, stopped, tmp_path):
     assert "start was" in bench.log.messages[0]
 
 
-def test_a_loss_that_breaks_later_keeps_the_last_good_state(bench):
+@pytest.mark.parametrize(("rate", "what"), [(1e25, "gradient norm is nan"), (1e37, "loss is nan")])
+def test_what_breaks_later_keeps_the_last_good_state(rate, what, bench):
     for attempt in range(2):
-        with pytest.raises(TrainingError, match=r"loss is nan at step 2 of 3.*The state after step 1 is kept in "):
-            bench.train(checkpoints=EVERY_STEP, learning_rate=1e25, warmup_ratio=0.0)
+        with pytest.raises(TrainingError, match=rf"{what} at step 2 of 3.*The state after step 1 is kept in "):
+            bench.train(checkpoints=EVERY_STEP, learning_rate=rate, warmup_ratio=0.0)
         assert bench.kept() == ["step-00000001"]
         assert bench.log.messages == ["training resumed at step 1 of 3"] * attempt
     assert not (bench.folder / "out").exists()
@@ -142,5 +143,5 @@ def test_a_trainer_that_restores_nothing_is_stopped(bench, stopped, monkeypatch)
     from selfreward.training._checkpoint import ResumingMixin
 
     monkeypatch.setattr(ResumingMixin, "_load_optimizer_and_scheduler", lambda self, checkpoint: None)
-    with pytest.raises(TrainingError, match="did not restore optimizer"):
+    with pytest.raises(TrainingError, match="did not restore its optimizer"):
         bench.train()
