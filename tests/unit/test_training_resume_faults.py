@@ -123,14 +123,37 @@ def test_other_start_weights_are_told_apart(bench, stopped, tmp_path):
     assert "start was" in bench.log.messages[0]
 
 
-@pytest.mark.parametrize(("rate", "what"), [(1e25, "gradient norm is nan"), (1e37, "loss is nan")])
-def test_what_breaks_later_keeps_the_last_good_state(rate, what, bench):
+def test_a_gradient_that_breaks_later_keeps_the_last_good_state(bench):
     for attempt in range(2):
-        with pytest.raises(TrainingError, match=rf"{what} at step 2 of 3.*The state after step 1 is kept in "):
-            bench.train(checkpoints=EVERY_STEP, learning_rate=rate, warmup_ratio=0.0)
+        with pytest.raises(TrainingError, match=r"gradient norm is nan at step 2 of 3.*The state after step 1 is kept in "):
+            bench.train(checkpoints=EVERY_STEP, learning_rate=1e25, warmup_ratio=0.0)
         assert bench.kept() == ["step-00000001"]
         assert bench.log.messages == ["training resumed at step 1 of 3"] * attempt
     assert not (bench.folder / "out").exists()
+
+
+def test_a_loss_that_breaks_later_keeps_the_last_good_state(bench, monkeypatch):
+    from selfreward.training import _trl
+
+    whole = bench.outcome(bench.train("whole", keep=False), "whole")
+
+    def load_broken(*args):
+        base, calls = load_base(*args), []
+
+        def break_third_step(module, inputs, output):
+            calls.append(0)
+            return output * (float("nan") if len(calls) == 5 else 1.0)  # steps have two micro-batches, the last one has one
+
+        base.model.model.norm.register_forward_hook(break_third_step)
+        return base
+
+    load_base = _trl.load_base
+    monkeypatch.setattr(_trl, "load_base", load_broken)
+    with pytest.raises(TrainingError, match=r"loss is nan at step 3 of 3.*The state after step 2 is kept in "):
+        bench.train(checkpoints=EVERY_STEP)
+    monkeypatch.undo()
+    assert bench.outcome(bench.train()) == whole
+    assert bench.log.messages == ["training resumed at step 2 of 3"]
 
 
 def test_a_step_that_breaks_the_weights_is_never_a_good_state(bench):
