@@ -19,11 +19,11 @@ NEVER = {"every_seconds": None}
 
 
 class Steps:
-    """Progress that keeps what was said, and calls `then` once `after` steps of a training are done."""
+    """Progress that keeps what was said, and calls `then` once `after` items of a task that begins with `of` are done."""
 
-    def __init__(self, after=0, then=None):
+    def __init__(self, after=0, then=None, of=("fine-tuning", "preference training")):
         self.tasks = []
-        self._after, self._then = after, then
+        self.after, self.then, self._of = after, then, of
 
     @contextmanager
     def task(self, description, total):
@@ -32,8 +32,8 @@ class Steps:
 
         def advance(count):
             calls.append(count)
-            if self._then and sum(calls) == self._after and not description.startswith("reference"):
-                self._then()
+            if self.then and sum(calls) == self.after and description.startswith(self._of):
+                self.then()
 
         yield advance
 

@@ -7,7 +7,7 @@ import pytest
 from resume_bench import Steps
 from training_reference import examples, pairs
 
-from selfreward.artifacts import Artifact, Run, write_json, write_rows
+from selfreward.artifacts import Artifact, Run, read_json, write_json, write_rows
 from selfreward.errors import StoppedError
 from selfreward.stages import dpo
 from selfreward.types import EftExample
@@ -65,7 +65,7 @@ def test_a_finished_first_training_outlives_a_stop_in_the_second(stage):
             if progress.tasks[-1][0].startswith(training):
                 run.stop.ask("a test")
 
-        progress._after, progress._then = step, advance
+        progress.after, progress.then = step, advance
 
     with run:
         stop_in("preference training", 2)
@@ -84,6 +84,9 @@ def test_a_finished_first_training_outlives_a_stop_in_the_second(stage):
             assert parts(folder) == ["finished.json", "model", f"step-{step:08d}"]
             assert not (folder / "record.json").exists()
             assert not (folder / "checkpoint").exists()
+    (stored,) = folder.glob("parts/*-replay/step-00000002/checkpoint.json")
+    (finished,) = folder.glob("parts/*-dpo/finished.json")
+    spent = read_json(stored)["state"]["seconds"] + read_json(finished)["state"]["result"]["earlier_seconds"]
     progress = Steps()
     run, work = stage("cut", progress)
     with run:
@@ -92,6 +95,7 @@ def test_a_finished_first_training_outlives_a_stop_in_the_second(stage):
     record = record_of(artifact)
     assert record["outputs"] == whole["outputs"]
     assert record["notes"] == whole["notes"]
+    assert record["seconds"] > spent, "the attempts before count"
     assert not (artifact.path / "parts").exists()
 
 
@@ -99,7 +103,7 @@ def test_a_finished_first_training_outlives_a_stop_in_the_second(stage):
 def test_a_damaged_result_of_the_first_training_is_made_again(name, stage):
     progress = Steps()
     run, work = stage("cut", progress)
-    progress._after, progress._then = 1, lambda: progress.tasks[-1][0] == "fine-tuning" and run.stop.ask("a test")
+    progress.after, progress.then = 1, lambda: progress.tasks[-1][0] == "fine-tuning" and run.stop.ask("a test")
     with run, pytest.raises(StoppedError):
         work()
     (file,) = run.dir.model(1).glob(f"parts/*/{name}")

@@ -12,6 +12,7 @@ import torch
 from resume_bench import EVERY_STEP, NEVER, NUM_STEPS, SEED, Bench, Steps
 
 from selfreward.errors import StoppedError, TrainingError
+from selfreward.stopping import Stop
 
 KINDS = ["sft", "dpo"]
 _WHOLE = {}
@@ -161,6 +162,16 @@ def test_the_clock_and_the_cost_decide_when(bench, settings, kept):
 def test_without_a_place_a_stop_still_stops(bench):
     with pytest.raises(StoppedError):
         bench.stop_after(2, keep=False)
+    assert bench.kept() == []
+
+
+@pytest.mark.parametrize("bench", ["dpo"], indirect=True)
+def test_a_stop_need_not_wait_for_the_reference(bench):
+    stop = Stop()
+    progress = Steps(8, lambda: stop.ask("a test"), of="reference")
+    with pytest.raises(StoppedError):
+        bench.train(stop=stop, progress=progress)
+    assert [name for name, _ in progress.tasks] == ["reference log-probabilities"]
     assert bench.kept() == []
 
 

@@ -178,7 +178,14 @@ def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, scratch: Path,
     datasets.Dataset.from_dict(columns).save_to_disk(scratch / "pairs")
     pairs = datasets.load_from_disk(scratch / "pairs")
     with context.progress.task("reference log-probabilities", len(pairs)) as advance:
-        trainer = DpoTrainer(model=base.model, args=args, train_dataset=pairs, processing_class=base.tokenizer, advance=advance)
+
+        def advance_or_stop(count: int) -> None:
+            advance(count)
+            context.stop.check()  # no step is lost here, and the pass over long data takes its time
+
+        trainer = DpoTrainer(
+            model=base.model, args=args, train_dataset=pairs, processing_class=base.tokenizer, advance=advance_or_stop
+        )
     trainer.nll_weight, trainer.dropout = options.nll_weight, options.dropout
     return trainer
 
@@ -226,6 +233,7 @@ def open_checkpoints(
     """The checkpoints of one training, told from others by all that decides its result; None without a place for them."""
     if context.keep is None:
         return None
+    versions = describe_versions()
     identity = {
         "training": context.keep.name,
         "kind": kind,
@@ -235,7 +243,7 @@ def open_checkpoints(
         "options": options,
         "seed": context.seed,
         "device": base.device,
-        "versions": {name: describe_versions()[name] for name in ("torch", "transformers", "trl", "accelerate")},
+        "versions": {name: versions[name] for name in ("torch", "transformers", "trl", "accelerate")},
     }
     return Checkpoints(context.keep, identity, context.config.checkpoints, context.logger)
 
@@ -295,7 +303,7 @@ def fit(
         context.logger.info("training resumed at step %d of %d", stored.step, num_steps, extra={"data": {"training": name}})
         name += f" (resumed at step {stored.step})"
     elif checkpoints and checkpoints.num_aside:
-        name += " (from the beginning: its checkpoint is damaged, see run.log)"
+        name += " (from the beginning: its checkpoint cannot be used, see run.log)"
     with context.progress.task(name, num_steps) as advance:
         watch = _Watch(trainer, advance, context)
         trainer.add_callback(watch)
