@@ -196,7 +196,7 @@ class Run:
         )
         return {
             "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - clock, 3),
+            "seconds": round(time.perf_counter() - clock + stage.earlier_seconds, 3),
             "tokens": stage.tokens,
             "counts": {"in": counts.num_in, "out": counts.num_out, "dropped": dropped},
             "roles": stage.roles,
@@ -221,6 +221,7 @@ class Stage:
         self.notes: dict[str, Any] = {}
         self.tokens = {"prompt": 0, "generated": 0}
         self.num_untold = 0
+        self.earlier_seconds = 0.0
         self.num_rejects: Counter[str] | None = None
 
     def seed(self, *parts: str | int) -> int:

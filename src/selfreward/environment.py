@@ -26,7 +26,7 @@ def describe_environment(threads: int) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": describe_versions(),
         "commit": _commit(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -34,6 +34,11 @@ def describe_environment(threads: int) -> dict[str, Any]:
         "threads": threads or cores,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def describe_versions() -> dict[str, str | None]:
+    """{package: version} of `PACKAGES`; None for one that is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def open_log(path: Path) -> logging.Logger:

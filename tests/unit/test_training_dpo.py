@@ -6,7 +6,6 @@ import torch
 from training_reference import context, dpo_options, examples, pairs, sft_options, token_logps, train_dpo_plainly, user, weights
 
 from selfreward.errors import TrainingError
-from selfreward.progress import NullProgress
 from selfreward.storage import hash_model
 from selfreward.training import TrainContext
 from selfreward.training.common import encode_rows
@@ -32,7 +31,7 @@ def make_trainer(tiny_model_dir, make_config, tmp_path):
             "rejected_ids": [row.answers[1] for row in rows],
         }
         with _trl.workspace(base):
-            return _trl, base, rows, _trl.dpo_trainer(base, columns, options, SEED, tmp_path, NullProgress())
+            return _trl, base, rows, _trl.dpo_trainer(base, columns, options, tmp_path, context(make_config(), SEED))
 
     return make
 

@@ -19,7 +19,6 @@ from training_reference import (
 
 from selfreward.config import DpoConfig, SftConfig
 from selfreward.errors import ConfigError, ModelError, TrainingError, UsageError
-from selfreward.progress import NullProgress
 from selfreward.storage import hash_model
 from selfreward.training import SftExample
 from selfreward.training.common import encode_rows
@@ -236,7 +235,7 @@ def test_settings_reach_the_trainer(kind, tiny_model_dir, make_config, tmp_path,
     with trl_side.workspace(base) as scratch:
         if kind == "dpo":
             columns = {"prompt_ids": [[1]], "chosen_ids": [[5]], "rejected_ids": [[6]]}
-            args = trl_side.dpo_trainer(base, columns, options, 77, scratch, NullProgress()).args
+            args = trl_side.dpo_trainer(base, columns, options, scratch, context(make_config(), 77)).args
         else:
             args = trl_side.sft_trainer(base, {"input_ids": [[1, 5]], "labels": [[-100, 5]]}, options, 77, scratch).args
     assert (args.learning_rate, args.lr_scheduler_kwargs["min_lr"], args.warmup_steps) == (3e-4, 2e-5, 0.1)

@@ -12,7 +12,7 @@ from selfreward.config.players import FIRST, POLICY, SCRIPTED_PREFIX
 from selfreward.config.rounds import JudgeConfig, PairConfig, PanelMember, ProposeConfig, SampleConfig
 from selfreward.config.section import Section
 from selfreward.config.seed import EftConfig, SeedConfig, SourceConfig
-from selfreward.config.training import DpoConfig, OptimConfig, ReplayConfig, SftConfig
+from selfreward.config.training import CheckpointConfig, DpoConfig, OptimConfig, ReplayConfig, SftConfig
 from selfreward.config.tree import Config
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "MAX_STOPS",
     "POLICY",
     "SCRIPTED_PREFIX",
+    "CheckpointConfig",
     "Config",
     "DpoConfig",
     "EftConfig",

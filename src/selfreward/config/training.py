@@ -86,3 +86,12 @@ class ReplayConfig(Section):
     chosen: Literal["target", "vote"] = "vote"
     """For `pairs`: what is chosen over a wrong vote, the seed target, or the model's own vote with the target's score (the
     target where there is none)."""
+
+
+class CheckpointConfig(Section):
+    """How often a training stores its state, to go on from after a kill. Decides no result."""
+
+    every_seconds: float | None = Field(default=30.0, ge=0)
+    """Least time between two stored states; 0 stores after every step. Unset (null): only when the run is asked to stop."""
+    max_share: float = Field(default=0.01, gt=0, le=1)
+    """Most of the time that storing may take: after a slow one the next waits longer. 1.0 sets no limit."""

@@ -10,7 +10,7 @@ from selfreward.config.model import EngineConfig, ModelConfig
 from selfreward.config.rounds import JudgeConfig, PairConfig, ProposeConfig, SampleConfig
 from selfreward.config.section import Section
 from selfreward.config.seed import EftConfig, SeedConfig
-from selfreward.config.training import DpoConfig, ReplayConfig, SftConfig
+from selfreward.config.training import CheckpointConfig, DpoConfig, ReplayConfig, SftConfig
 
 
 class Config(Section):
@@ -39,6 +39,7 @@ class Config(Section):
     pair: PairConfig = PairConfig()
     replay: ReplayConfig = ReplayConfig()
     dpo: DpoConfig = DpoConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")

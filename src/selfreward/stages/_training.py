@@ -6,6 +6,7 @@ from pathlib import Path
 from selfreward.artifacts import Artifact, Stage
 from selfreward.config import Config
 from selfreward.engines.loading import resolve_model_path
+from selfreward.reuse import PARTS
 from selfreward.training import TrainContext, TrainResult
 from selfreward.types import Counts
 
@@ -15,15 +16,29 @@ def start_path(model: Artifact, config: Config) -> Path:
     return Path(resolve_model_path(config.model.path)) if model.key == "m0" else model.checkpoint
 
 
-def context_of(stage: Stage) -> TrainContext:
-    """The settings, seed and progress that training gets."""
-    return TrainContext(config=stage.config, seed=stage.seed("train"), progress=stage.run.progress, stop=stage.run.stop)
+def training_folder(stage: Stage, name: str) -> Path:
+    """Where one of a stage's trainings keeps its state: among the parts, which outlive an interrupted attempt and go when
+    the stage is finished."""
+    return stage.path / PARTS / f"training-{stage.fingerprint}-{name}"
+
+
+def context_of(stage: Stage, name: str) -> TrainContext:
+    """The settings, seed and progress that the training `name` of a stage gets, and its folder."""
+    return TrainContext(
+        config=stage.config,
+        seed=stage.seed("train"),
+        progress=stage.run.progress,
+        stop=stage.run.stop,
+        keep=training_folder(stage, name),
+        logger=stage.logger,
+    )
 
 
 def record_training(stage: Stage, result: TrainResult, num_in: int) -> Counts:
     """Store the loss curve and the dropped examples, note the figures, return the counts."""
     stage.write_json("history", list(result.history))
     stage.reject(result.dropped)
+    stage.earlier_seconds += result.earlier_seconds
     stage.notes |= {
         "trained": True,
         "num_examples": result.num_examples,

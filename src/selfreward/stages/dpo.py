@@ -15,7 +15,7 @@ from selfreward.errors import DataError
 from selfreward.judging import judge_messages
 from selfreward.rubrics import load_rubric
 from selfreward.stages._roles import model_name
-from selfreward.stages._training import context_of, record_training
+from selfreward.stages._training import context_of, record_training, training_folder
 from selfreward.training import SftExample, TrainResult
 from selfreward.training.dpo import train_dpo
 from selfreward.training.sft import train_sft
@@ -65,7 +65,8 @@ def run(run: Run, t: int, model: Artifact, pairs: Artifact, replay: Artifact | N
 def _train_and_replay(stage: Stage, model: Artifact, pairs: list[PreferencePair], items: list[EftExample]) -> Counts:
     """Preference training, then one epoch of SFT on the EFT items and the chosen answers, at `replay.learning_rate`."""
     config = stage.config
-    between = stage.path / "before-replay"
+    # What the first training gives lies beside its checkpoints: it outlives an interruption of the second one.
+    between = training_folder(stage, "dpo") / "model"
     first = _train(stage, model, pairs, between) if pairs else None
     rate = config.replay.learning_rate
     options = config.sft.model_copy(
@@ -75,8 +76,8 @@ def _train_and_replay(stage: Stage, model: Artifact, pairs: list[PreferencePair]
     examples = [SftExample(item.id, judge_messages(rubric, item.instruction, item.response), item.judgement) for item in items]
     # The chosen answers come along: judgements alone pull the answers back to where SFT left them.
     examples += [SftExample(pair.id, pair.messages, pair.chosen) for pair in pairs]
-    second = train_sft(between if first else model.checkpoint, examples, stage.path / "checkpoint", options, context_of(stage))
-    shutil.rmtree(between, ignore_errors=True)
+    context = context_of(stage, "replay")
+    second = train_sft(between if first else model.checkpoint, examples, stage.path / "checkpoint", options, context)
     stage.write_json("replay", list(second.history))
     stage.notes["num_replayed"] = second.num_examples
     both = second
@@ -86,6 +87,7 @@ def _train_and_replay(stage: Stage, model: Artifact, pairs: list[PreferencePair]
             num_examples=first.num_examples + second.num_examples,
             dropped=(*first.dropped, *second.dropped),
             num_tokens=first.num_tokens + second.num_tokens,
+            earlier_seconds=first.earlier_seconds + second.earlier_seconds,
         )
     return record_training(stage, both, len(pairs) + len(examples))
 
@@ -95,8 +97,8 @@ def _train(stage: Stage, model: Artifact, pairs: list[PreferencePair], output: P
     if options.method == "positives-only":
         del stage.roles["reference"]
         examples = [SftExample(pair.id, pair.messages, pair.chosen) for pair in pairs]
-        return train_sft(model.checkpoint, examples, output, options, context_of(stage))
-    return train_dpo(model.checkpoint, pairs, output, options, context_of(stage))
+        return train_sft(model.checkpoint, examples, output, options, context_of(stage, "dpo"))
+    return train_dpo(model.checkpoint, pairs, output, options, context_of(stage, "dpo"))
 
 
 def _pass_on(stage: Stage, model: Artifact) -> Counts:

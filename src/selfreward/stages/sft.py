@@ -32,7 +32,7 @@ def run(run: Run, key: Literal["sft", "m1"], start: Artifact, seed: Artifact, ef
                 SftExample(item.id, judge_messages(rubric, item.instruction, item.response), item.judgement) for item in targets
             ]
         stage.roles = {"start": start.key, "trained": key}
-        result = train_sft(start_path(start, config), examples, stage.path / "checkpoint", config.sft, context_of(stage))
+        result = train_sft(start_path(start, config), examples, stage.path / "checkpoint", config.sft, context_of(stage, "sft"))
         return record_training(stage, result, len(examples))
 
     return run.stage(key, sections, inputs, work)

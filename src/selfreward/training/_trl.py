@@ -4,16 +4,9 @@ TRL's trainers are used as they are, with four things of ours around them: rows 
 ours, nothing is sent or written anywhere but the result, and what must hold (first DPO loss, finite numbers) is checked.
 """
 
-import copy
-import gc
 import math
 import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +20,15 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from selfreward.config import DpoConfig, OptimConfig
-from selfreward.engines.chatml import Added
-from selfreward.engines.loading import load_chat_model, pick_device
-from selfreward.errors import ConfigError, ModelError, TrainingError
-from selfreward.progress import Advance, Progress
-from selfreward.storage import TEMPORARY_PREFIX
+from selfreward.environment import describe_versions
+from selfreward.errors import ModelError, TrainingError
+from selfreward.progress import Advance
+from selfreward.storage import fingerprint, hash_model
+from selfreward.training._base import Base, load_base, release, save, set_dropout, workspace
+from selfreward.training._checkpoint import Checkpoints, ResumingMixin, Stored
 from selfreward.training.common import TrainContext, count_steps, epoch_order
+
+__all__ = ["dpo_trainer", "fit", "load_base", "open_checkpoints", "release", "save", "set_dropout", "sft_trainer", "workspace"]
 
 Columns = dict[str, list[list[int]]]
 
@@ -42,62 +38,6 @@ _TOLERANCE = 1e-4
 _TOLERANCE_BF16 = 2e-2
 """How far the first DPO loss may lie from ln 2. With bf16 autocast the reference was computed in other batches, and a
 long answer's log-probability is only good to a few tenths."""
-
-
-@dataclass(frozen=True)
-class Base:
-    """The start model, ready to train. `limit`: longest sequence in tokens. `configs`: its configurations as loaded.
-    `added`: what the default chat template changed, None for a model with a template."""
-
-    path: Path
-    model: Any
-    tokenizer: Any
-    device: str
-    limit: int
-    configs: tuple[Any, Any]
-    added: Added | None
-
-
-def load_base(start: Path, options: OptimConfig, context: TrainContext) -> Base:
-    """Load the start model with float32 weights: a small learning rate's updates would vanish in 16 bits.
-
-    Raises ModelError when it cannot be used, ConfigError when dropout is asked for and it has none.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            f"training runs in one process, but WORLD_SIZE={os.environ['WORLD_SIZE']}; start it without a launcher"
-        )
-    device = pick_device(context.config)
-    model, tokenizer, added = load_chat_model(start, context.config, device, dtype="float32")
-    set_dropout(model, options.dropout)
-    model_length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or options.max_length
-    return Base(
-        path=start,
-        model=model,
-        tokenizer=tokenizer,
-        device=device,
-        limit=min(options.max_length, model_length),
-        configs=(copy.deepcopy(model.config), copy.deepcopy(model.generation_config)),
-        added=added,
-    )
-
-
-def set_dropout(model: torch.nn.Module, rate: float) -> None:
-    """Set every dropout in the model; 0 switches all of it off. Raises ConfigError when there is none to set.
-
-    Llama-like attention reads its rate from an attribute of the module, so changing the model's config does nothing.
-    """
-    found = False
-    module: Any
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p, found = rate, True
-        elif isinstance(getattr(module, "attention_dropout", None), float | int):
-            module.attention_dropout, found = rate, True
-    if rate and not found:
-        raise ConfigError(
-            f"dropout={rate}, but {type(model).__name__} has no dropout to set; set sft.dropout and dpo.dropout to 0"
-        )
 
 
 # --- trainers -----------------------------------------------------------------------------------------------------
@@ -122,7 +62,7 @@ class _Order(torch.utils.data.Sampler[int]):
         return len(self._lengths)
 
 
-class _OursMixin:
+class _OursMixin(ResumingMixin):
     """What is ours in both trainers."""
 
     order: _Order
@@ -153,6 +93,11 @@ class DpoTrainer(_OursMixin, DPOTrainer):  # type: ignore[misc]
     nll_weight: float = 0.0
     dropout: float = 0.0
     _checked = False
+
+    def resume(self, stored: Stored) -> None:
+        """As every trainer does; only the very first loss is ln 2, and that one was checked."""
+        super().resume(stored)
+        self._checked = stored.step > 0
 
     def __init__(self, *args: Any, advance: Advance, **kwargs: Any) -> None:
         """TRL takes the reference's log-probabilities in here; `advance` hears of every batch of pairs."""
@@ -211,13 +156,16 @@ def sft_trainer(base: Base, columns: Columns, options: OptimConfig, seed: int, s
     )
 
 
-def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, seed: int, scratch: Path, progress: Progress) -> DpoTrainer:
-    """TRL's trainer for rows of `prompt_ids`, `chosen_ids` and `rejected_ids`; takes the reference's log-probabilities."""
+def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, scratch: Path, context: TrainContext) -> DpoTrainer:
+    """TRL's trainer for rows of `prompt_ids`, `chosen_ids` and `rejected_ids`; takes the reference's log-probabilities.
+
+    They come from the weights in `base`, the start's: a checkpoint's weights take their place only when training goes on.
+    """
     for ids in columns.values():
         _check_ids(base, ids)
     with_nll = options.nll_weight > 0
     args = DPOConfig(
-        **_settings(options, base.device, seed, scratch),
+        **_settings(options, base.device, context.seed, scratch),
         beta=options.beta,
         loss_type=["sigmoid", "sft"] if with_nll else ["sigmoid"],
         loss_weights=[1.0, options.nll_weight] if with_nll else [1.0],
@@ -229,8 +177,15 @@ def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, seed: int, scr
     # TRL stores the log-probabilities beside the rows; those of rows in memory would stay in the temporary folder.
     datasets.Dataset.from_dict(columns).save_to_disk(scratch / "pairs")
     pairs = datasets.load_from_disk(scratch / "pairs")
-    with progress.task("reference log-probabilities", len(pairs)) as advance:
-        trainer = DpoTrainer(model=base.model, args=args, train_dataset=pairs, processing_class=base.tokenizer, advance=advance)
+    with context.progress.task("reference log-probabilities", len(pairs)) as advance:
+
+        def advance_or_stop(count: int) -> None:
+            advance(count)
+            context.stop.check()  # no step is lost here, and the pass over long data takes its time
+
+        trainer = DpoTrainer(
+            model=base.model, args=args, train_dataset=pairs, processing_class=base.tokenizer, advance=advance_or_stop
+        )
     trainer.nll_weight, trainer.dropout = options.nll_weight, options.dropout
     return trainer
 
@@ -269,17 +224,40 @@ def _check_ids(base: Base, rows: Sequence[Sequence[int]]) -> None:
         raise ModelError(f"the tokenizer in {str(base.path)!r} gives token {largest}, but its model knows only {size} tokens")
 
 
-# --- training and saving -----------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def open_checkpoints(
+    kind: str, base: Base, columns: Columns, options: OptimConfig, context: TrainContext
+) -> Checkpoints | None:
+    """The checkpoints of one training, told from others by all that decides its result; None without a place for them."""
+    if context.keep is None:
+        return None
+    versions = describe_versions()
+    identity = {
+        "training": context.keep.name,
+        "kind": kind,
+        "start": hash_model(base.path) if base.path.is_dir() else str(base.path),
+        "rows": fingerprint(columns),
+        "chat template": fingerprint(base.tokenizer.chat_template),
+        "options": options,
+        "seed": context.seed,
+        "device": base.device,
+        "versions": {name: versions[name] for name in ("torch", "transformers", "trl", "accelerate")},
+    }
+    return Checkpoints(context.keep, identity, context.config.checkpoints, context.logger)
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Keeps the history, shows progress, and stops before a step with a non-finite gradient."""
+    """Keeps the history, shows progress, stores checkpoints, and stops: before a step with a non-finite gradient, and after
+    a stored one when that is wanted."""
 
-    def __init__(self, trainer: Any, advance: Any) -> None:
-        self._trainer, self._advance = trainer, advance
+    def __init__(self, trainer: Any, advance: Advance, context: TrainContext) -> None:
+        self._trainer, self._advance, self._stop = trainer, advance, context.stop
         self.history: list[dict[str, float]] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.check_restored()
         # Gradients are clipped by now; clipping leaves NaN and infinity in place, as NaN.
         gradients = [weight.grad for weight in self._trainer.model.parameters() if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -293,96 +271,63 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         if logs and "loss" in logs:  # the last call carries totals instead
             step = {"step": state.global_step, "loss": logs["loss"], "lr": logs["learning_rate"]}
             self.history.append(step | {key: logs[key] for key in _KEPT if key in logs})
+            self._keep(is_last=state.global_step == state.max_steps)
+
+    def _keep(self, is_last: bool) -> None:
+        """A step is over once it is logged: now its state is whole. The last one's is the result, which is stored anyway."""
+        checkpoints = self._trainer.checkpoints
+        if checkpoints and (self._stop.is_wanted or (not is_last and checkpoints.is_due())):
+            checkpoints.store(self._trainer, self.history)
+        self._stop.check()
 
 
 def fit(
-    trainer: SftTrainer | DpoTrainer, lengths: Sequence[int], options: OptimConfig, context: TrainContext
+    trainer: SftTrainer | DpoTrainer,
+    lengths: Sequence[int],
+    options: OptimConfig,
+    context: TrainContext,
+    checkpoints: Checkpoints | None = None,
 ) -> list[dict[str, float]]:
-    """Run all epochs; returns the history. Raises TrainingError on a non-finite loss or gradient."""
+    """Run all epochs, or those steps that follow the last checkpoint; returns the whole history.
+
+    Raises TrainingError on a non-finite loss or gradient, StoppedError when `context.stop` wants it, after the step's
+    state is stored.
+    """
     num_steps = count_steps(len(lengths), options)
     trainer.order = _Order(lengths, options.batch_size, context.seed)
     trainer.remove_callback(PrinterCallback)
+    trainer.checkpoints = checkpoints
+    stored = checkpoints.load() if checkpoints else None
     name = "preference training" if isinstance(trainer, DpoTrainer) else "fine-tuning"
+    if stored:
+        context.logger.info("training resumed at step %d of %d", stored.step, num_steps, extra={"data": {"training": name}})
+        name += f" (resumed at step {stored.step})"
+    elif checkpoints and checkpoints.num_aside:
+        name += " (from the beginning: its checkpoint cannot be used, see run.log)"
     with context.progress.task(name, num_steps) as advance:
-        watch = _Watch(trainer, advance)
+        watch = _Watch(trainer, advance, context)
         trainer.add_callback(watch)
-        trainer.train()
+        if stored:
+            watch.history.extend(stored.history)
+            trainer.resume(stored)
+            advance(stored.step)
+        trainer.train(resume_from_checkpoint=str(stored.folder) if stored else None)
     logged = [entry["step"] for entry in watch.history]
-    if trainer.order.served != list(range(options.num_epochs)) or logged != list(range(1, num_steps + 1)):
+    first_epoch = stored.step * options.num_epochs // num_steps if stored else 0
+    if trainer.order.served != list(range(first_epoch, options.num_epochs)) or logged != list(range(1, num_steps + 1)):
         raise TrainingError(
             f"the trainer went its own way: epochs {trainer.order.served} in our order, {len(logged)} steps logged, expected "
-            f"{options.num_epochs} epochs and {num_steps} steps; use the TRL of constraints.txt (now {trl.__version__})"
+            f"{options.num_epochs - first_epoch} epochs and {num_steps} steps; use the TRL of constraints.txt (now "
+            f"{trl.__version__})"
         )
     return watch.history
 
 
 def _not_finite(what: str, value: float, trainer: Any) -> TrainingError:
     state, args = trainer.state, trainer.args
+    kept = f". {trainer.checkpoints.kept()}" if trainer.checkpoints else ""
     return TrainingError(
         f"{what} is {value} at step {state.global_step + 1} of {state.max_steps}, stopped before the step; lower "
         f"learning_rate (now {args.learning_rate}) or max_grad_norm (now {args.max_grad_norm}); at step 1 the start model's "
-        "weights are the cause"
+        f"weights are the cause{kept}"
     )
-
-
-@contextmanager
-def workspace(base: Base) -> Iterator[Path]:
-    """A scratch folder for the trainer; meanwhile the libraries show no bars of theirs and a GPU repeats its results."""
-    bars, tqdm = datasets.are_progress_bars_disabled(), os.environ.get("TQDM_DISABLE")
-    deterministic, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    if base.device == "cuda":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    datasets.disable_progress_bars()
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        with tempfile.TemporaryDirectory(prefix="selfreward-") as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the libraries' notes to each other
-            yield Path(folder)
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        if tqdm is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = tqdm
-        if not bars:
-            datasets.enable_progress_bars()
-
-
-def save(base: Base, output: Path) -> None:
-    """Store model (safetensors) and tokenizer, atomically: the folder appears whole or not at all.
-
-    The start model's configurations are stored, not the ones that the trainers changed for training.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.parent / f"{TEMPORARY_PREFIX}{output.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    base.model.config, base.model.generation_config = base.configs
-    for key in ("is_local", "local_files_only"):  # how the tokenizer was loaded is no property of it
-        base.tokenizer.init_kwargs.pop(key, None)
-    base.model.save_pretrained(temporary)
-    base.tokenizer.save_pretrained(temporary)
-    for file in temporary.rglob("*"):
-        if file.is_file():
-            _sync(file)
-    if output.exists():
-        shutil.rmtree(output)
-    temporary.rename(output)
-    _sync(output.parent)
-
-
-def release() -> None:
-    """Free what a finished training held: trainers sit in reference cycles, and the next stage needs the memory."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

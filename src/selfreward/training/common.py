@@ -1,6 +1,7 @@
 """What both trainings share and that needs no torch: their nouns, encoding with counted drops, the order of the examples."""
 
 import json
+import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +29,15 @@ class SftExample:
 
 @dataclass(frozen=True, slots=True)
 class TrainContext:
-    """What a training needs besides data and optimizer settings. `seed` decides the order of the examples and dropout."""
+    """What a training needs besides data and optimizer settings. `seed` decides the order of the examples and dropout.
+    `keep`: a folder of this training alone for its checkpoints; None keeps none."""
 
     config: Config
     seed: int
     progress: Progress
     stop: Stop = field(default_factory=Stop)
+    keep: Path | None = None
+    logger: logging.Logger = field(default_factory=lambda: logging.getLogger("selfreward.training"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,8 @@ class TrainResult:
     `num_tokens`: tokens of all examples over all epochs, prompts included, padding not; a pair counts its prompt twice.
     `history`: one mapping for each optimizer step: step, loss, lr, grad_norm; for DPO also dpo_loss (the sigmoid part),
     nll (per token of the chosen answers), rewards/margins, rewards/accuracies, rewards/chosen, rewards/rejected.
-    `chat`: how conversations were written; see `describe_rows`.
+    `chat`: how conversations were written; see `describe_rows`. `earlier_seconds`: time that attempts took whose
+    checkpoint this one went on from.
     """
 
     num_examples: int
@@ -54,6 +59,7 @@ class TrainResult:
     history: tuple[dict[str, float], ...]
     num_tokens: int
     chat: dict[str, Any] = field(default_factory=dict)
+    earlier_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,10 @@ def train_dpo(
     """Train the model in `start` on the pairs and store it, with its tokenizer, in `output`.
 
     Pairs longer than `options.max_length` or the model's context are dropped as `too_long`, pairs whose sides are the same
-    tokens as `identical`. The same arguments on the same machine give the same weights, bit for bit. Raises TrainingError
-    when no pair is left, when the first loss is not ln 2, or when a loss or gradient is not finite (then nothing is
-    stored); ModelError when `start` cannot be used, UsageError when `output` is taken.
+    tokens as `identical`. The same arguments on the same machine give the same weights, bit for bit, also when an earlier
+    attempt was cut off and `context.keep` holds its checkpoint. Raises TrainingError when no pair is left, when the first
+    loss is not ln 2, or when a loss or gradient is not finite (then no model is stored); ModelError when `start` cannot be
+    used, UsageError when `output` is taken, StoppedError as `context.stop` does.
     """
     check_output(start, output)
     from selfreward.training import _trl  # torch and TRL take seconds to import
@@ -46,10 +47,14 @@ def train_dpo(
         "chosen_ids": [row.answers[0] for row in rows],
         "rejected_ids": [row.answers[1] for row in rows],
     }
+    checkpoints = _trl.open_checkpoints("dpo", base, columns, options, context)
+    if checkpoints and (done := checkpoints.finished(output)):
+        return done
     with _trl.workspace(base) as scratch:
-        trainer = _trl.dpo_trainer(base, columns, options, context.seed, scratch, context.progress)
-        history = _trl.fit(trainer, [row.length for row in rows], options, context)
+        trainer = _trl.dpo_trainer(base, columns, options, scratch, context)
+        history = _trl.fit(trainer, [row.length for row in rows], options, context, checkpoints)
     _trl.save(base, output)
     del trainer, base
     _trl.release()
-    return make_result(rows, dropped, history, options, chat)
+    result = make_result(rows, dropped, history, options, chat)
+    return checkpoints.finish(output, result) if checkpoints else result

@@ -29,8 +29,9 @@ def train_sft(
     """Fine-tune the model in `start` on the answers and store it, with its tokenizer, in `output`.
 
     Examples longer than `options.max_length` or the model's context are dropped as `too_long`. The same arguments on the
-    same machine give the same weights, bit for bit. Raises TrainingError when no example is left or a loss or gradient is
-    not finite (then nothing is stored), ModelError when `start` cannot be used, UsageError when `output` is taken.
+    same machine give the same weights, bit for bit, also when an earlier attempt was cut off and `context.keep` holds its
+    checkpoint. Raises TrainingError when no example is left or a loss or gradient is not finite (then no model is stored),
+    ModelError when `start` cannot be used, UsageError when `output` is taken, StoppedError as `context.stop` does.
     """
     check_output(start, output)
     from selfreward.training import _trl  # torch and TRL take seconds to import
@@ -43,10 +44,14 @@ def train_sft(
         "input_ids": [row.prompt_ids + row.answers[0] for row in rows],
         "labels": [[_NO_LOSS] * len(row.prompt_ids) + row.answers[0] for row in rows],
     }
+    checkpoints = _trl.open_checkpoints("sft", base, columns, options, context)
+    if checkpoints and (done := checkpoints.finished(output)):
+        return done
     with _trl.workspace(base) as scratch:
         trainer = _trl.sft_trainer(base, columns, options, context.seed, scratch)
-        history = _trl.fit(trainer, [row.length for row in rows], options, context)
+        history = _trl.fit(trainer, [row.length for row in rows], options, context, checkpoints)
     _trl.save(base, output)
     del trainer, base
     _trl.release()
-    return make_result(rows, dropped, history, options, chat)
+    result = make_result(rows, dropped, history, options, chat)
+    return checkpoints.finish(output, result) if checkpoints else result
