@@ -37,7 +37,7 @@ from selfreward.evals.head_to_head import Comparison, Contest, compare_by_judge
 from selfreward.evals.judge_health import HEALTH_RULE, PAIR_RULE, JudgedSet, health_figures, pair_measures
 from selfreward.evals.judge_quality import ORDER_RULE, TIE_RULE, judge_measures
 from selfreward.evals.judging import judge_responses, responses_of, scored_sets
-from selfreward.judging import check_judge_mode, judge_settings
+from selfreward.judging import check_judge_mode, judge_settings, rubric_identity
 from selfreward.preflight import check_judge_engines, check_role
 from selfreward.progress import Progress
 from selfreward.rubrics import Rubric, read_rubric
@@ -208,7 +208,7 @@ def _judge(options: Options, config: Config, rubric: Rubric, data: Data, progres
     work = _compare if rubric.kind == "pairwise" else _score
     sections = {
         "judge": judge_settings(config.judge),
-        "rubric": rubric.content_hash,
+        "rubric": rubric_identity(rubric, config.judge),
         "player": player.section,
         "data": fingerprint([data.sets, data.drops]),
     }

@@ -31,7 +31,7 @@ def run(run: Run, t: int, model: Artifact, samples: Artifact) -> Artifact:
     judges = cast_panel(run, model)
     sections = {
         "judge": judge_settings(run.config.judge),
-        "members": {str(number): judge.section for number, judge in enumerate(judges)},
+        "members": {str(number): judge.section(run.config.judge) for number, judge in enumerate(judges)},
     }
     inputs = {"samples": samples}
     for judge in judges:
