@@ -24,6 +24,7 @@ from selfreward.types import (
     Judgement,
     Message,
     RequestError,
+    VerdictFailure,
     Vote,
     VoteFailure,
 )
@@ -230,6 +231,15 @@ def parse_verdict(rubric: Rubric, generation: Generation) -> Verdict | None:
         return None
     said: dict[str, Verdict] = {"A": "A", "B": "B", "TIE": "tie"}
     return said.get(found.said.upper())
+
+
+def verdict_failure(generation: Generation) -> VerdictFailure:
+    """Why this reply, in which `parse_verdict` found none, has no verdict."""
+    if generation.finish_reason == "error":
+        return cast(RequestError, generation.error)
+    if generation.finish_reason == "length":
+        return "truncated"
+    return "no_verdict" if generation.text.strip() else "empty"
 
 
 def check_targets(rubric: Rubric, targets: Sequence[EftExample]) -> None:
