@@ -174,6 +174,7 @@ def test_the_hash_covers_body_pattern_scale_and_stop():
         ("kind: pointwise", "kind: pointwise\npattern: '(x{99999999999999})'", "no regular expression"),
         ("kind: pointwise", f"kind: pointwise\npattern: '{'(' * 1990}'", "no regular expression"),
         ("Task:", "Task: " + "x" * 65_536, "larger than 65,536 bytes"),
+        ("[0, 5]", "[0, 5]\nscale: [0, 10]", "key 'scale' stands there twice"),
         ("name: mine", "name: ''", "name: String should have at least 1 character"),
         ("kind: pointwise", "kind: pointwise\npattern: '(?P<verdict>(a|aa)+)$'", "ran for more than 1 s on a text of 501"),
     ],

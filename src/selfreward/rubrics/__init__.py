@@ -235,7 +235,7 @@ def parse_rubric(text: str, origin: str) -> Rubric:
     if len(parts) != 3 or parts[0].strip():
         raise ConfigError(f"{origin} must start with a YAML header between two lines '---'")
     try:
-        tree = yaml.safe_load(parts[1])
+        tree = _HeaderLoader(parts[1]).get_single_data()
         header = _Header.model_validate(tree)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{origin}: the header is not valid YAML: {one_line(error)}") from error
@@ -259,6 +259,16 @@ def parse_rubric(text: str, origin: str) -> Rubric:
     )
     _check(rubric, origin)
     return rubric
+
+
+class _HeaderLoader(yaml.SafeLoader):
+    """Safe YAML in which no key may stand twice: the first of two scales would be gone without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [str(key.value) for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 class _Header(BaseModel):
