@@ -12,9 +12,10 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -33,9 +34,11 @@ from selfreward.storage import (
     hash_file,
     hash_model,
     holds_rows,
+    iter_rows,
     read_json,
     read_rows,
     read_rows_metadata,
+    replacing,
     to_plain,
     write_bytes,
     write_json,
@@ -55,9 +58,11 @@ __all__ = [
     "hash_file",
     "hash_model",
     "holds_rows",
+    "iter_rows",
     "read_json",
     "read_rows",
     "read_rows_metadata",
+    "replacing",
     "to_plain",
     "write_bytes",
     "write_json",
@@ -278,25 +283,45 @@ class Stage:
         meet it. Progress counts items, in a task of its own or by the caller's `advance`. Results come in the order of
         the items.
         """
-        assert size >= 1, f"chunk size must be at least 1, got {size}"
-        results: list[R] = []
         own = self.run.progress.task(f"{self.key}: {name}", len(items)) if advance is None else nullcontext(advance)
         with own as finished:
-            for index, start in enumerate(range(0, len(items), size)):
-                chunk = items[start : start + size]
-                content = fingerprint([self.fingerprint, chunk])
-                part = self.path / PARTS / f"{name}-{index:05d}-{content}.parquet"
-                if part.exists():
-                    stored = read_rows_metadata(part)
-                    told = int(stored["prompt_tokens"]), int(stored["generated_tokens"])
-                    self.add_tokens(*told, int(stored.get(UNTOLD, "0")))
-                else:
-                    self.run.stop.check()  # before the work: what is committed is never lost, what is not is not begun
-                    self._commit_chunk(part, chunk, work, cls)
-                # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
-                results.extend(read_rows(part, cls))
-                finished(len(chunk))
-        return results
+            return [row for rows in self._chunks(name, _pieces(items, size), work, cls, finished) for row in rows]
+
+    def stream(
+        self,
+        name: str,
+        items: Iterable[T],
+        size: int,
+        work: Callable[[Sequence[T]], Sequence[R]],
+        cls: type[R],
+        num_items: int,
+    ) -> Iterator[list[R]]:
+        """As `chunks` for items that come one by one: a chunk's results at a time, and no other chunk in memory."""
+        with self.run.progress.task(f"{self.key}: {name}", num_items) as finished:
+            yield from self._chunks(name, _pieces(items, size), work, cls, finished)
+
+    def _chunks(
+        self,
+        name: str,
+        chunks: Iterable[list[T]],
+        work: Callable[[Sequence[T]], Sequence[R]],
+        cls: type[R],
+        finished: Advance,
+    ) -> Iterator[list[R]]:
+        for index, chunk in enumerate(chunks):
+            content = fingerprint([self.fingerprint, chunk])
+            part = self.path / PARTS / f"{name}-{index:05d}-{content}.parquet"
+            if part.exists():
+                stored = read_rows_metadata(part)
+                told = int(stored["prompt_tokens"]), int(stored["generated_tokens"])
+                self.add_tokens(*told, int(stored.get(UNTOLD, "0")))
+            else:
+                self.run.stop.check()  # before the work: what is committed is never lost, what is not is not begun
+                self._commit_chunk(part, chunk, work, cls)
+            # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
+            rows = read_rows(part, cls)
+            finished(len(chunk))
+            yield rows
 
     def _commit_chunk(self, part: Path, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> None:
         before, untold = dict(self.tokens), self.num_untold
@@ -304,6 +329,13 @@ class Stage:
         spent = {f"{name}_tokens": str(number - before[name]) for name, number in self.tokens.items()}
         spent[UNTOLD] = str(self.num_untold - untold)
         write_rows(part, rows, cls, spent)
+
+
+def _pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    assert size >= 1, f"chunk size must be at least 1, got {size}"
+    rest = iter(items)
+    while piece := list(islice(rest, size)):
+        yield piece
 
 
 def _check_is_run(directory: RunDir) -> None:

@@ -25,7 +25,7 @@ from selfreward.evals.figures import units_of
 from selfreward.evals.judge_quality import judge_measures
 from selfreward.evals.judging import judge_ranked, scored_sets
 from selfreward.experiments import over_seeds, to_plain_tree
-from selfreward.judging import check_judge_mode, judge_settings, mean_mass
+from selfreward.judging import check_judge_mode, judge_settings, mean_mass, rubric_identity
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.types import Counts, Drop, Judgement, RankedSet
 
@@ -137,7 +137,7 @@ def _judge(config: Config, checkpoint: Path, sets_file: Path) -> dict[str, float
     sets = read_rows(sets_file, RankedSet)
     sections = {
         "judge": judge_settings(config.judge),
-        "rubric": rubric.content_hash,
+        "rubric": rubric_identity(rubric, config.judge),
         "dtype": config.model.dtype,
         "weights": hash_model(checkpoint),
         "sets": hash_file(sets_file),

@@ -24,6 +24,7 @@ from selfreward.types import (
     Judgement,
     Message,
     RequestError,
+    VerdictFailure,
     Vote,
     VoteFailure,
 )
@@ -34,6 +35,8 @@ Aggregate = Literal["mean", "median", "trimmed-mean"]
 RETRIED: frozenset[VoteFailure] = frozenset({"no_score", "out_of_range", "truncated", "empty"})
 """Failures of one reply, which another one may not have. A prompt that is too long stays too long."""
 
+MAX_CHOICES = 1000
+"""Scores that are weighed for one vote: each is a row of the model's batch."""
 _UNFINISHED = re.compile(r"[ \t.,/+*~\-\u2013\u2014]*")
 """What may stand between a number and the rest of what it was to become."""
 
@@ -141,6 +144,13 @@ def judge_settings(config: JudgeConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"model", "panel", *unused})
 
 
+def rubric_identity(rubric: Rubric, config: JudgeConfig) -> str:
+    """What identifies a rubric for fingerprints of votes: its content hash, and where nothing is sampled before the score
+    (`judge.justify=false`) also the prefix that the judge is given then."""
+    at_once = config.mode == "expected" and not config.justify
+    return f"{rubric.content_hash} {rubric.verdict_prefix!r}" if at_once else rubric.content_hash
+
+
 def check_judge_mode(rubric: Rubric, config: Config) -> None:
     """Raise ConfigError where `judge.mode`, `judge.justify`, the numbers of votes and the rubric do not go together."""
     judge, (low, high) = config.judge, rubric.scale
@@ -152,6 +162,11 @@ def check_judge_mode(rubric: Rubric, config: Config) -> None:
         raise ConfigError(
             f"judge.mode=expected weighs whole scores, but the scale of rubric {rubric.name!r} is {low:g} to {high:g}; "
             "set judge.mode=sampled or another judge.rubric"
+        )
+    if high - low >= MAX_CHOICES:
+        raise ConfigError(
+            f"judge.mode=expected weighs each whole score, at most {MAX_CHOICES}, but the scale of rubric {rubric.name!r} is "
+            f"{low:g} to {high:g}; set judge.mode=sampled or another judge.rubric"
         )
     if judge.justify:
         return
@@ -216,6 +231,15 @@ def parse_verdict(rubric: Rubric, generation: Generation) -> Verdict | None:
         return None
     said: dict[str, Verdict] = {"A": "A", "B": "B", "TIE": "tie"}
     return said.get(found.said.upper())
+
+
+def verdict_failure(generation: Generation) -> VerdictFailure:
+    """Why this reply, in which `parse_verdict` found none, has no verdict."""
+    if generation.finish_reason == "error":
+        return cast(RequestError, generation.error)
+    if generation.finish_reason == "length":
+        return "truncated"
+    return "no_verdict" if generation.text.strip() else "empty"
 
 
 def check_targets(rubric: Rubric, targets: Sequence[EftExample]) -> None:

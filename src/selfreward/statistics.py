@@ -78,6 +78,45 @@ def bootstrap_share(units: Units, seed: int, samples: int) -> Estimate:
     return estimate
 
 
+def bootstrap_rank_correlation(groups: Sequence[Sequence[tuple[float, float]]], seed: int, samples: int) -> Estimate:
+    """Spearman's correlation over all observations of all groups, with the percentile interval of resampled groups.
+
+    Each resample is ranked anew, ties at their middle. None where either side is constant; a resample in which it is says
+    nothing. `n` counts groups with an observation; one alone has no interval.
+    """
+    groups = [group for group in groups if group]
+    n = len(groups)
+    if n == 0:
+        return NOTHING
+    owner = np.repeat(np.arange(n), [len(group) for group in groups])
+    codes = [np.unique([row[side] for group in groups for row in group], return_inverse=True)[1] for side in (0, 1)]
+    value = _rank_correlation(codes, np.ones(len(owner)))
+    if np.isnan(value) or n == 1:
+        return Estimate(None if np.isnan(value) else value, None, None, n)
+    rng = np.random.default_rng(seed)
+    draws = [
+        _rank_correlation(codes, np.bincount(rng.integers(0, n, n), minlength=n)[owner].astype(np.float64))
+        for _ in range(samples)
+    ]
+    low, high = _percentiles(np.array(draws))
+    return Estimate(value, low, high, n)
+
+
+def _rank_correlation(codes: Sequence[npt.NDArray[np.intp]], times: _Floats) -> float:
+    """Spearman's correlation where observation i stands `times[i]` times; `codes` number each side's distinct values upwards.
+    NaN where a side is constant."""
+    total = times.sum()
+    sides = []
+    for code in codes:
+        number = np.bincount(code, weights=times)
+        middle = np.cumsum(number) - (number - 1) / 2
+        ranks = middle[code]
+        sides.append(ranks - (total + 1) / 2)
+    one, other = sides
+    spread = float((times * one**2).sum() * (times * other**2).sum())
+    return float((times * one * other).sum() / np.sqrt(spread)) if spread > 0 else float("nan")
+
+
 def paired_difference(new: Units, old: Units, seed: int, samples: int) -> Estimate:
     """`new - old` of a figure measured on the same units; both sides are resampled together.
 

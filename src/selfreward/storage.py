@@ -28,6 +28,8 @@ TEMPORARY_PREFIX = ".tmp-"
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "additional_chat_templates/*.jinja")
 """What decides how a model folder behaves: weights, settings, templates, vocabularies, shipped code."""
 _HASH_BLOCK = 1 << 20
+_BATCH_ROWS = 256
+"""What `iter_rows` decodes at a time."""
 _GROUP_ROWS, _GROUP_CHARACTERS = 8192, 1 << 23
 """What `writing_rows` holds back before it writes a row group."""
 
@@ -206,14 +208,19 @@ def read_rows(path: str | Path, cls: type[T]) -> list[T]:
     table = _read_table(path)
     if table.num_rows == 0 and table.num_columns == 0:
         return []
-    expected = arrow_schema(cls)
-    if not _can_read(pa.struct(list(table.schema)), cls):
-        raise CorruptArtifactError(
-            f"{path} does not hold {cls.__name__} rows: it has columns {table.schema.names}, expected {expected.names}"
-            f"{'' if table.schema.names != expected.names else ' with other types'}"
-        )
+    _check_columns(path, table.schema, cls)
     decode = _record_codec(cls).decode
     return [decode(row) for row in table.to_pylist()]
+
+
+def iter_rows(path: str | Path, cls: type[T]) -> Iterator[T]:
+    """The rows that `read_rows` gives, a few hundred in memory at a time. Raises CorruptArtifactError as it does, for damage
+    inside the file when it is met."""
+    with _naming_damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        _check_columns(path, file.schema_arrow, cls)
+        decode = _record_codec(cls).decode
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+            yield from map(decode, batch.to_pylist())
 
 
 def holds_rows(path: str | Path, cls: type[Any]) -> bool:
@@ -235,10 +242,27 @@ def arrow_schema(cls: type[Any]) -> pa.Schema:
     return pa.schema(list(_record_codec(cls).arrow))
 
 
+def _check_columns(path: str | Path, stored: pa.Schema, cls: type[Any]) -> None:
+    expected = arrow_schema(cls)
+    if not _can_read(pa.struct(list(stored)), cls):
+        raise CorruptArtifactError(
+            f"{path} does not hold {cls.__name__} rows: it has columns {stored.names}, expected {expected.names}"
+            f"{'' if stored.names != expected.names else ' with other types'}"
+        )
+
+
 def _read_table(path: str | Path) -> pa.Table:
-    try:
+    with _naming_damage(path):
         data = Path(path).read_bytes()
         return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+
+
+@contextmanager
+def _naming_damage(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except CorruptArtifactError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise CorruptArtifactError(
             f"{path} cannot be read: {one_line(error)}; delete its stage folder to make it again"

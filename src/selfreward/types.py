@@ -19,6 +19,9 @@ VoteFailure = Literal["no_score", "out_of_range", "truncated", "empty", "too_lon
 `too_long`: the judge prompt does not fit the context, nothing was generated; `content_filter`: the judge's server withheld
 the reply; `off_scale`: the model gives the legal scores less probability than `judge.min_mass`."""
 
+VerdictFailure = Literal["no_verdict", "truncated", "empty", "too_long", "content_filter"]
+"""Why a pairwise judge's reply has no verdict; the names mean what they mean for votes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -11,6 +11,7 @@ from attacks import LONG, make_attacks
 from hypothesis import given
 from hypothesis import strategies as st
 from stage_bench import Stages, model, record
+from template_tokenizers import FAMILIES
 from test_chat import KINDS, make
 
 from selfreward.artifacts import Artifact, read_rows, write_rows
@@ -92,6 +93,26 @@ def test_no_response_becomes_control_tokens(kind: str) -> None:
         ids = encode_prompt(tokenizer, messages)
         assert [token for token in ids if token in control] == expected, f"{kind}: {text[:80]!r}"
         assert tokenizer.decode(ids) == render(tokenizer, messages, True), "and not a character is lost"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_response_forges_a_turn_of_a_known_family(family: str) -> None:
+    """All attacks, and for each family the control tokens of its own, alone, in turn-like order and glued together."""
+    tokenizer: Any = FAMILIES[family].build()
+    control = {token for token, added in tokenizer.added_tokens_decoder.items() if added.content.strip()}
+    unknown = tokenizer.unk_token_id
+    names = [str(tokenizer.added_tokens_decoder[token].content) for token in sorted(control)]
+    own = [*names, "".join(names), f"Paris.{''.join(reversed(names))}\n", f"ok{FAMILIES[family].end}{FAMILIES[family].example}"]
+    texts = [f"{text}Score: 5" for text in own] + [text for text in TEXTS if len(text) < LONG] + [max(TEXTS, key=len)]
+    rubric = FENCED[0]
+
+    def marks(text: str) -> list[int]:
+        ids = encode_prompt(tokenizer, judge_messages(rubric, TASK, text))
+        return [token for token in ids if token in control and token != unknown]
+
+    expected = marks("Paris.")
+    for text in texts:
+        assert marks(text) == expected, f"{family}: {text[:80]!r}"
 
 
 @pytest.mark.parametrize("rubric", FENCED, ids=lambda rubric: rubric.name)

@@ -1,6 +1,7 @@
 """The evaluation stage on scripted models: files, figures by hand, failures as missing data, reuse."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -147,7 +148,13 @@ def test_policy_head_to_head_of_a_judge_with_position_bias(bench):
     with bench.open(RIGHT, head_to_head="policy") as run:
         second = evaluate(run, "m1", bench.model("m1"), bench.seed, first)
     rows = read_rows(second.path / "comparisons.parquet", Comparison)
-    assert rows == [Comparison("p0", "new", "old", "tie"), Comparison("p1", None, None, "tie")]
+    assert [(vote.order, vote.text, vote.choice, vote.failure) for vote in rows[0].votes] == [
+        ("new_first", "Verdict: A", "new", None), ("old_first", "Verdict: A", "old", None),
+    ]  # fmt: skip
+    assert [replace(row, votes=()) for row in rows] == [
+        Comparison("p0", "new", "old", "tie"), Comparison("p1", None, None, "tie"),
+    ]  # fmt: skip
+    assert rows[1].votes == (), "equal answers are not asked about"
     figures = _figures(second)
     assert figures["tie_rate_head_to_head"]["value"] == 1.0
     assert figures["first_position"]["value"] == 1.0
@@ -162,7 +169,9 @@ def test_an_unreadable_verdict_is_missing(bench, monkeypatch):
     with bench.open(RIGHT, head_to_head="policy") as run:
         second = evaluate(run, "m1", bench.model("m1"), bench.seed, first)
     rows = read_rows(second.path / "comparisons.parquet", Comparison)
-    assert rows[0] == Comparison("p0", None, None, None)
+    assert replace(rows[0], votes=()) == Comparison("p0", None, None, None)
+    assert rows[0].failures == ["no_verdict", "no_verdict"]
+    assert read_json(second.path / "evals.json")["head_to_head"]["failed_verdicts"] == {"no_verdict": 2}
     assert read_json(second.path / "evals.json")["head_to_head"]["missing"] == 1
     assert _figures(second)["win_rate"]["n"] == 1
 

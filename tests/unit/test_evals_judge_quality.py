@@ -83,6 +83,41 @@ def test_by_hand():
     assert ("judge_exact_match", "b") not in rows
 
 
+@pytest.mark.parametrize(
+    ("ranks", "scores", "spearman", "kendall"),
+    [
+        # One swap of neighbours among four: rho = 1 - 6 * 2 / (4 * 15), tau = (5 - 1) / 6.
+        ((0, 1, 2, 3), (5.0, 3.0, 4.0, 1.0), 1 - 12 / 60, 4 / 6),
+        # One tie in the scores: 5 pairs agree of 6, one ties there: tau-b = 5 / sqrt(6 * 5). Score ranks 4, 2.5, 2.5, 1
+        # against 4, 3, 2, 1: covariance 4.5, variances 5 and 4.5.
+        ((0, 1, 2, 3), (5.0, 3.0, 3.0, 1.0), 4.5 / (5 * 4.5) ** 0.5, 5 / 30**0.5),
+        # One tie on either side, in different places: 1 and 2 tie for people, 0 and 1 for the judge: 4 pairs agree, 1 + 1 tie.
+        # Ranks 4, 2.5, 2.5, 1 against 3.5, 3.5, 2, 1: covariance 1.5 * 1 + 1.5 * 1.5 = 3.75, variances 4.5 and 4.5.
+        ((0, 1, 1, 2), (5.0, 5.0, 3.0, 1.0), 3.75 / 4.5, 4 / 5),
+        # The same tie on both sides is no disagreement: tau-b = 5 / sqrt(5 * 5), rho = 1.
+        ((0, 1, 1, 2), (5.0, 3.0, 3.0, 1.0), 1.0, 1.0),
+        # An unscored response leaves; what is left is two in the wrong order.
+        ((0, 1, 2), (1.0, None, 4.0), -1.0, -1.0),
+        # All tied by the judge: tells nothing apart.
+        ((0, 1, 2), (3.0, 3.0, 3.0), 0.0, 0.0),
+        # One scored response, or one rank: nothing to correlate.
+        ((0, 1, 2), (3.0, None, None), None, None),
+        ((0, 0, 0), (1.0, 2.0, 3.0), None, None),
+    ],
+)
+def test_correlations_by_hand(ranks, scores, spearman, kendall):
+    rows = {row.figure: row.value for row in judge_measures([ScoredSet("s", ranks, scores)], 5.0)}
+    assert rows.get("judge_spearman") == (None if spearman is None else pytest.approx(spearman))
+    assert rows.get("judge_kendall") == (None if kendall is None else pytest.approx(kendall))
+
+
+def test_sets_that_say_nothing_say_nothing():
+    """One response, and responses that people tie: only whether they were scored."""
+    for scored in (ScoredSet("a", (0,), (3.0,)), ScoredSet("b", (0, 0), (3.0, 5.0))):
+        figures = {row.figure for row in judge_measures([scored], 5.0)}
+        assert figures - {"judge_five_best"} == {"judge_scored"}
+
+
 def test_five_best_counts_replies_not_sets():
     sets = [ScoredSet("a", RANKS, (5.0, 5.0, 5.0)), ScoredSet("b", (0, 1), (5.0, 1.0))]
     assert _values(sets)["judge_five_best"] == pytest.approx(2 / 4)

@@ -18,9 +18,17 @@ from test_stage_runs import one_round
 from selfreward.artifacts import Artifact, Run, read_json, read_rows, write_rows
 from selfreward.config import Config, JudgeConfig, parse_config
 from selfreward.engines import SCORES_CHOICES, open_engine
-from selfreward.errors import ConfigError, CorruptArtifactError, EngineError
+from selfreward.errors import ConfigError, CorruptArtifactError, DriftError, EngineError
 from selfreward.evals.evaluate import evaluate
-from selfreward.judging import check_judge_mode, expected_vote, judge_messages, judge_settings, legal_scores, mean_mass
+from selfreward.judging import (
+    check_judge_mode,
+    expected_vote,
+    judge_messages,
+    judge_settings,
+    legal_scores,
+    mean_mass,
+    rubric_identity,
+)
 from selfreward.preflight import check_config
 from selfreward.rubrics import load_rubric, parse_rubric
 from selfreward.stages import judge
@@ -108,6 +116,14 @@ def test_a_verdict_prefix_is_checked() -> None:
     assert without.content_hash == parse_rubric(rubric_text("[0, 5]"), "x").content_hash, "prompts and reading are the same"
 
 
+def test_where_a_verdict_prefix_is_asked_behind_it_decides_the_votes() -> None:
+    """Votes behind another prefix are other votes: a finished stage with them must not be taken for this one."""
+    one, other = (parse_rubric(rubric_text("[0, 5]", prefix), "x") for prefix in ("'Score: '", "'In short. Score: '"))
+    assert rubric_identity(one, JudgeConfig(**AT_ONCE)) != rubric_identity(other, JudgeConfig(**AT_ONCE))
+    for judge_config in (JudgeConfig(), JudgeConfig(mode="expected")):
+        assert rubric_identity(one, judge_config) == rubric_identity(other, judge_config) == one.content_hash
+
+
 @pytest.mark.parametrize(
     ("text", "prefix"),
     [
@@ -149,6 +165,7 @@ def test_settings_of_the_default_mode_hold_nothing_of_the_other() -> None:
         ),
         ({"judge": {**AT_ONCE, "max_retries": 1}, "eval": {"num_votes": 1}}, "[0, 5]", "judge.max_retries=1, but"),
         ({"judge": {"mode": "expected"}}, "[0, 5]", None),
+        ({"judge": {"mode": "expected"}}, "[0, 1.0e+300]", "weighs each whole score, at most 1000, but"),
     ],
 )
 def test_settings_that_do_not_go_together(sections: dict[str, Any], scale: str, message: str | None) -> None:
@@ -236,6 +253,18 @@ def test_a_panel_weighs_behind_replies_that_were_asked_for_again(stages: Stages,
     assert {(vote.text, vote.score, vote.mass) for vote in votes} == {("Fine.\nScore: 4", 3.0, 1.0)}
     assert {attempt.text for vote in votes for attempt in vote.attempts} == {"Hm."}
     assert {vote.index for vote in votes} == {3, 4, 5, 6}
+
+
+def test_a_stage_behind_another_prefix_is_another_stage(stages: Stages, tmp_path: Path) -> None:
+    def judged(prefix: str) -> Any:
+        (tmp_path / "x.md").write_text(rubric_text("[0, 5]", prefix))
+        section = {**AT_ONCE, "rubric": str(tmp_path / "x.md"), "model": "scripted:random"}
+        return one_round(stages.run(judge=section, eval={"head_to_head": "none", "num_votes": 1}))
+
+    judged("'Score: '")
+    judged("'Score: '")
+    with pytest.raises(DriftError, match=r"members\.0\.rubric was"):
+        judged("'Well. Score: '")
 
 
 def test_without_a_justification_nothing_is_sampled(stages: Stages) -> None:

@@ -3,11 +3,12 @@
 import random
 from statistics import stdev
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from selfreward.evals.head_to_head import Comparison, decide
-from selfreward.evals.judge_health import JudgedSet, health_figures, pair_measures
+from selfreward.evals.judge_health import JudgedSet, health_figures, judged_set, main_failure, pair_measures
 from selfreward.types import Estimate, Judgement, Vote
 
 
@@ -24,8 +25,8 @@ def figures(*sets: JudgedSet) -> dict[str, Estimate]:
 
 def test_by_hand() -> None:
     found = figures(
-        JudgedSet("a", (10, 20, 30), (judged(1, 3), judged(2, 2), judged(5, None))),
-        JudgedSet("b", (5, 9), (judged(None, None), judged(4, 4))),
+        judged_set("a", (10, 20, 30), (judged(1, 3), judged(2, 2), judged(5, None))),
+        judged_set("b", (5, 9), (judged(None, None), judged(4, 4))),
     )
     assert found["failed_votes"].value == pytest.approx(3 / 10)
     # Only responses with two valid votes have a spread: sqrt(2), 0 and 0.
@@ -34,7 +35,9 @@ def test_by_hand() -> None:
     # Set b has one scored response, so nothing to correlate; set a: 2, 2, 5 against 10, 20, 30.
     assert found["length_within_sets"].value == pytest.approx(stats.spearmanr([10, 20, 30], [2, 2, 5]).statistic)
     overall = stats.spearmanr([10, 20, 30, 9], [2, 2, 5, 4]).statistic
-    assert found["length_overall"] == Estimate(pytest.approx(overall), None, None, 4)
+    assert found["length_overall"].value == pytest.approx(overall)
+    assert found["length_overall"].n == 2, "sets, as for the others"
+    assert (found["scored"].value, found["scored"].n) == (pytest.approx(4 / 5), 2)
 
 
 def test_a_judge_that_counts_characters() -> None:
@@ -42,7 +45,7 @@ def test_a_judge_that_counts_characters() -> None:
     sets = []
     for number in range(30):
         lengths = tuple(rng.sample(range(1, 400), 4))
-        sets.append(JudgedSet(str(number), lengths, tuple(judged(length / 100, length / 100) for length in lengths)))
+        sets.append(judged_set(str(number), lengths, tuple(judged(length / 100, length / 100) for length in lengths)))
     found = figures(*sets)
     assert found["length_within_sets"].value == pytest.approx(1)
     assert found["length_overall"].value == pytest.approx(1)
@@ -52,16 +55,16 @@ def test_a_judge_that_counts_characters() -> None:
 
 
 def test_a_constant_judge_has_no_taste_and_no_spread() -> None:
-    found = figures(*(JudgedSet(str(n), (n, 2 * n + 1), (judged(3, 3), judged(3, 3))) for n in range(5)))
+    found = figures(*(judged_set(str(n), (n, 2 * n + 1), (judged(3, 3), judged(3, 3))) for n in range(5)))
     assert found["length_within_sets"].value == 0
     assert found["length_within_sets"].n == 5
-    assert found["length_overall"] == Estimate(None, None, None, 10)
+    assert found["length_overall"] == Estimate(None, None, None, 5)
 
 
 def test_a_random_judge_has_the_spread_of_its_scores() -> None:
     rng = random.Random(5)
     sets = [
-        JudgedSet(str(n), (3, 2, 1), tuple(judged(*(rng.randrange(6) for _ in range(3))) for _ in range(3)))
+        judged_set(str(n), (3, 2, 1), tuple(judged(*(rng.randrange(6) for _ in range(3))) for _ in range(3)))
         for n in range(1500)
     ]
     found = figures(*sets)
@@ -71,8 +74,50 @@ def test_a_random_judge_has_the_spread_of_its_scores() -> None:
     assert found["length_within_sets"].value == pytest.approx(0, abs=0.05)
 
 
+def test_the_overall_length_correlation_has_an_interval_over_sets() -> None:
+    """Against SciPy on the responses of resampled sets, written out."""
+    rng = random.Random(7)
+    sets = []
+    for number in range(25):
+        lengths = [rng.choice((3, 10, 10, 25, 40)) for _ in range(rng.randint(1, 4))]
+        scores = [rng.choice((None, 1, 2, 3, 4)) for _ in lengths]
+        sets.append(judged_set(str(number), lengths, [judged(score) for score in scores]))
+    kept = [item for item in sets if any(score is not None for score in item.scores)]
+    found = health_figures(sets, lambda name: 5, 300)["length_overall"]
+    draw, values = np.random.default_rng(5), []
+    for _ in range(300):
+        rows = [
+            (length, score)
+            for place in draw.integers(0, len(kept), len(kept))
+            for length, score in zip(kept[place].lengths, kept[place].scores, strict=True)
+            if score is not None
+        ]
+        values.append(stats.spearmanr(*zip(*rows, strict=True)).statistic)
+    assert found.n == len(kept)
+    assert (found.low, found.high) == (pytest.approx(np.percentile(values, 2.5)), pytest.approx(np.percentile(values, 97.5)))
+    assert found.low is not None
+    assert found.value is not None
+    assert found.low < found.value
+    assert health_figures(sets, lambda name: 5, 300)["length_overall"] == found, "the same on every call"
+
+
+def test_one_set_alone_has_no_interval() -> None:
+    found = figures(judged_set("a", (1, 2, 3), (judged(1, 2), judged(2, 2), judged(5, 4))))
+    assert found["length_overall"] == Estimate(pytest.approx(1), None, None, 1)
+    assert figures()["length_overall"] == Estimate(None, None, None, 0)
+
+
+def test_why_a_response_has_no_score() -> None:
+    def failed(*names: str | None) -> str:
+        votes = [Vote(0, "", None if name else 3.0, name, 1, "stop") for name in names]  # type: ignore[arg-type]
+        return main_failure(Judgement("r", tuple(votes), None))
+
+    assert failed("empty", "too_long", "too_long") == "too_long"
+    assert failed("truncated", "empty", None) == "truncated"
+
+
 def test_nothing_judged() -> None:
-    found = figures(JudgedSet("a", (1, 2), (judged(None), judged(None))))
+    found = figures(judged_set("a", (1, 2), (judged(None), judged(None))))
     assert found["failed_votes"].value == 1
     assert found["vote_spread"].value is None
     assert found["length_within_sets"].value is None

@@ -1,55 +1,26 @@
 """`selfreward judge`: every row accounted for, judges of known quality, a run's own figures again, going on, clear errors."""
 
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from judge_bench import QUALITY, judge, ranked, script, write
 from test_evals_evaluate import RIGHT, Bench
 from typer.testing import CliRunner
 
 from selfreward.artifacts import read_json, read_rows
 from selfreward.cli import app
-from selfreward.config import default_config, parse_config
-from selfreward.errors import DataError, SelfRewardError, UsageError
+from selfreward.config import parse_config
+from selfreward.errors import DataError, SelfRewardError
 from selfreward.evals.evaluate import evaluate
-from selfreward.judge_tool import Options, ScoredResponse, judge_data
-from selfreward.progress import NullProgress
+from selfreward.evals.head_to_head import Comparison
+from selfreward.judge_tool import ScoredResponse
 from selfreward.report.judge_table import render_judge
 
 OASST = Path(__file__).parents[3] / "shared" / "data" / "oasst_en_trees.jsonl"
-QUALITY = {"superb": 5, "fine": 3, "bad": 1}
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def script(path: Path, scores: dict[str, Any], **changes: Any) -> str:
-    """A judge that says of a response with the word what the table says."""
-    replies = [
-        {"match": f"(?s)<response>.*{word}.*</response>", "reply": f"Score: {score}" if isinstance(score, int) else score}
-        for word, score in scores.items()
-    ]
-    path.write_text(json.dumps({"replies": replies, "default": None} | changes))
-    return f"scripted:{path}"
-
-
-def ranked(path: Path, number: int = 12) -> Path:
-    rows = [
-        {"id": f"q{n}", "prompt": f"question {n}?", "responses": [{"text": f"{word} answer {n}", "rank": rank}
-         for rank, word in enumerate(QUALITY)]}
-        for n in range(number)
-    ]  # fmt: skip
-    return write(path, *rows)
-
-
-def judge(data: Path, model: str, config: Any = None, **options: Any) -> dict[str, Any]:
-    return judge_data(Options(data, model, **options), config or default_config("judge"), NullProgress())
 
 
 def values(summary: dict[str, Any]) -> dict[str, float]:
@@ -181,13 +152,60 @@ def test_a_pairwise_judge(tmp_path: Path) -> None:
     biased = judge(data, f"scripted:{tmp_path / 'first.json'}", agreement=True, rubric=str(rubric))
     assert (values(biased)["judge_pairwise"], values(biased)["first_position"]) == (0.5, 1)
     assert biased["counts"] == {
-        "sets": 4, "pairs": 12, "decided": 12, "no_verdict": 0, "equal_texts": 0, "orders_disagree": 12,
+        "sets": 4, "pairs": 12, "decided": 12, "missing": 0, "equal_texts": 0, "orders_disagree": 12,
     }  # fmt: skip
     better = judge(data, f"scripted:{tmp_path / 'right.json'}", agreement=True, rubric=str(rubric), out=tmp_path / "d.parquet")
     # Both pairs of each set with the superb answer are right, the third one goes to who stands first.
     assert values(better)["judge_pairwise"] == pytest.approx((1 + 1 + 0.5) / 3)
     assert "prefers the first shown" in render_judge(better)
     assert (tmp_path / "d.parquet").is_file()
+
+
+def test_missing_verdicts_are_named(tmp_path: Path) -> None:
+    """The superb answer first: no verdict; second: cut; without it: nothing said, and once too long."""
+    replies = [
+        {"match": "(?s)response_a>[^<]*superb", "reply": "I like both."},
+        {"match": "(?s)response_b>[^<]*superb", "reply": "word " * 600},
+        {"match": ".", "reply": ""},
+    ]
+    model = script(tmp_path / "j.json", {}, replies=replies, context_length=5000)
+    rows = [
+        {"prompt": f"question {n}?", "responses": [{"text": f"{word} answer", "rank": rank}
+         for rank, word in enumerate(("superb", "fine", "bad " * (6000 if n == 3 else 1)))]}
+        for n in range(4)
+    ]  # fmt: skip
+    out = tmp_path / "pairs.parquet"
+    summary = judge(write(tmp_path / "r.jsonl", *rows), model, agreement=True, rubric="pairwise", out=out)
+    assert (summary["counts"]["pairs"], summary["counts"]["decided"], summary["counts"]["missing"]) == (12, 0, 12)
+    assert summary["verdicts"] == {
+        "num_verdicts": 24, "failures": {"no_verdict": 7, "truncated": 7, "empty": 6, "too_long": 4},
+    }  # fmt: skip
+    kept = read_json(Path(f"{out}.run") / "judge" / "record.json")["counts"]
+    assert kept == {"in": 12, "out": 0, "dropped": {"empty": 3, "no_verdict": 7, "too_long": 2}}
+    shown = render_judge(summary)
+    assert "no clear verdict in the reply: 7 of 24 verdicts (29.2%)" in shown
+    assert "prompt too long for the context: 4 of 24" in shown
+    votes = read_rows(out, Comparison)[0].votes
+    assert [(vote.order, vote.failure) for vote in votes] == [("new_first", "no_verdict"), ("old_first", "truncated")]
+    assert votes[0].text == "I like both."
+
+
+def test_what_is_not_scored_is_the_first_thing_said(tmp_path: Path) -> None:
+    model = script(tmp_path / "j.json", {"superb": 5, "fine": "I cannot say."}, default="Hm.", context_length=900)
+    rows = [
+        {"prompt": f"question {n}?", "responses": [{"text": text, "rank": rank} for rank, text in
+         enumerate(("superb", "fine", "bad " * 2000))]}
+        for n in range(3)
+    ]  # fmt: skip
+    summary = judge(write(tmp_path / "r.jsonl", *rows), model, agreement=True)
+    assert summary["unscored"] == {"no_score": 3, "too_long": 3}
+    assert summary["health"]["scored"]["value"] == pytest.approx(1 / 3)
+    shown = render_judge(summary)
+    head = " ".join(shown[: shown.index("95 % interval")].split())
+    assert (
+        "scored 3 of 9 responses (33.3%); the others are in no figure of scores: no score in the reply 3, "
+        "prompt too long for the context 3"
+    ) in head
 
 
 # --- the same votes as a run -----------------------------------------------------------------------------------------
@@ -205,58 +223,6 @@ def test_a_runs_figures_come_out_again(tmp_path: Path) -> None:
     assert summary["figures"] == {name: figure for name, figure in known["figures"].items() if name.startswith("judge_")}
     assert summary["votes"]["failures"] == {"no_score": 2, "out_of_range": 2}
     assert summary["data"]["format"] == "a run's ranked sets"
-
-
-# --- going on --------------------------------------------------------------------------------------------------------
-
-
-class Interrupting(NullProgress):
-    """Ctrl-C after the first chunk."""
-
-    @contextmanager
-    def task(self, description: str, total: int | None) -> Any:
-        def advance(count: int) -> None:
-            raise KeyboardInterrupt
-
-        yield advance
-
-
-def test_the_same_command_goes_on(tmp_path: Path) -> None:
-    data, config = ranked(tmp_path / "r.jsonl"), default_config("judge", ["engine.chunk_size=6"])
-    options = Options(data, "scripted:random", agreement=True, out=tmp_path / "s.parquet")
-    with pytest.raises(KeyboardInterrupt):
-        judge_data(options, config, Interrupting())
-    parts = list((tmp_path / "s.parquet.run").rglob("votes-*.parquet"))
-    assert len(parts) == 1
-    assert not (tmp_path / "s.parquet").exists()
-    before = parts[0].stat().st_mtime_ns
-    seen: list[int] = []
-
-    class Watching(NullProgress):
-        @contextmanager
-        def task(self, description: str, total: int | None) -> Any:
-            seen.append(parts[0].stat().st_mtime_ns)
-            yield lambda count: None
-
-    again = judge_data(options, config, Watching())
-    assert seen == [before], "the finished part is taken as it is"
-    whole = judge(data, "scripted:random", config, agreement=True)
-    assert again["figures"] == whole["figures"]
-    assert judge_data(options, config, NullProgress()) == again, "a finished one is shown again"
-
-
-def test_other_settings_or_data_need_another_place(tmp_path: Path) -> None:
-    data, out = ranked(tmp_path / "r.jsonl", 2), tmp_path / "s.parquet"
-    judge(data, "scripted:random", agreement=True, out=out)
-    with pytest.raises(UsageError, match=r"judge\.num_votes was 3, is 1.*Give another --out, or delete .*s\.parquet\.run"):
-        judge(data, "scripted:random", agreement=True, out=out, num_votes=1)
-    ranked(data, 3)
-    with pytest.raises(UsageError, match="data was"):
-        judge(data, "scripted:random", agreement=True, out=out)
-    (tmp_path / "mine.parquet").write_text("precious")
-    with pytest.raises(UsageError, match=r"is there already, and not from this command"):
-        judge(data, "scripted:random", agreement=True, out=tmp_path / "mine.parquet")
-    assert (tmp_path / "mine.parquet").read_text() == "precious"
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -61,6 +61,10 @@ def test_scores_as_models_write_them(text, expected):
     assert read(text) == expected
 
 
+def test_there_is_no_minus_zero():
+    assert str(read("Score: -0")) == "0.0"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -218,6 +222,20 @@ def test_the_mean_does_not_depend_on_the_order_of_votes(scores):
         ("Verdict: <A, B or tie>", None),
         ("Verdict: a good one", None),
         ("Verdict: Both", None),
+        ("Verdict: **A** over **B**", "A"),
+        ("Verdict: B > A", "B"),
+        ("Verdict: B (not A)", "B"),
+        ("Verdict: A. B is too long.", "A"),
+        ("Verdict: B\nA was fine as well", "B"),
+        ("Verdict: A slight edge to B", None),
+        ("Verdict: A bit better is B", None),
+        ("Verdict: A tie-break goes to B", None),
+        ("Verdict: A is worse than B", None),
+        ("Verdict: A < B", None),
+        ("Verdict: A = B", None),
+        ("Verdict: A vs. B: B", None),
+        ("Verdict: A nor B", None),
+        ("Verdict: A (or a tie)", None),
         ("A", None),
         ("", None),
     ],

@@ -1,5 +1,6 @@
 """rubrics/: files are checked, filling is one pass, data stays data."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,9 @@ def test_the_hash_covers_body_pattern_scale_and_stop():
         ("kind: pointwise", "kind: pointwise\npattern: '(x{99999999999999})'", "no regular expression"),
         ("kind: pointwise", f"kind: pointwise\npattern: '{'(' * 1990}'", "no regular expression"),
         ("Task:", "Task: " + "x" * 65_536, "larger than 65,536 bytes"),
+        ("[0, 5]", "[0, 5]\nscale: [0, 10]", "key 'scale' stands there twice"),
+        ("name: mine", "name: ''", "name: String should have at least 1 character"),
+        ("kind: pointwise", "kind: pointwise\npattern: '(?P<verdict>(a|aa)+)$'", "ran for more than 1 s on a text of 501"),
     ],
 )
 def test_wrong_files_are_named(tmp_path, old, new, message):
@@ -183,6 +187,41 @@ def test_wrong_files_are_named(tmp_path, old, new, message):
         load_rubric(str(path), "pointwise")
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_pattern_cannot_run_for_ever(monkeypatch):
+    monkeypatch.setattr("selfreward.rubrics.patterns.MAX_SECONDS", 0.5)
+    text = POINTWISE.replace("kind: pointwise", "kind: pointwise\npattern: 'Score: (?P<verdict>[0-9])(?:(?:bc|bcbc)+d)?$'")
+    rubric = parse_rubric(text, "x")
+    assert rubric.find_verdict("Score: 3").said == "3"
+    start = time.process_time()
+    with pytest.raises(
+        ConfigError, match=r"rubric 'mine': the pattern .* ran for more than 0.5 s .* without a repetition inside"
+    ):
+        rubric.find_verdict("Score: 3" + "bc" * 60)
+    assert time.process_time() - start < 3
+
+
+@pytest.mark.parametrize("change", [str, lambda text: text.replace("\n", "\r\n"), lambda text: "\n" + text])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_files_of_other_editors_are_the_same_rubric(tmp_path, change, mark):
+    (tmp_path / "r.md").write_bytes(mark + change(POINTWISE).encode())
+    assert load_rubric(str(tmp_path / "r.md"), "pointwise") == parse_rubric(POINTWISE, "x")
+
+
+def test_a_rubric_in_another_script(tmp_path):
+    text = POINTWISE.replace("Task:", "\u4efb\u52a1\uff1a").replace("Score: 3", "\u5f88\u597d\u3002\u8bc4\u5206\uff1a\uff13")
+    text = text.replace("name: mine", "name: \u8bc4\u59d4\nlanguage: zh\npattern: '\u8bc4\u5206\uff1a([0-9\uff10-\uff19])'")
+    (tmp_path / "r.md").write_text(text, encoding="utf-8")
+    rubric = load_rubric(str(tmp_path / "r.md"), "pointwise")
+    vote = parse_vote(rubric, Generation("r", "\u4e00\u822c\u3002\u8bc4\u5206\uff1a\uff12", 1, 1, "stop"), 0)
+    assert (rubric.name, vote.score) == ("\u8bc4\u59d4", 2)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "x\0y", "", "."])
+def test_what_no_file_can_be_called_is_named(name):
+    with pytest.raises(ConfigError, match=r"judge\.rubric="):
+        load_rubric(name, "pointwise")
 
 
 def test_what_only_looks_like_a_template_stays():

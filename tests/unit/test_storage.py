@@ -18,6 +18,7 @@ from selfreward.artifacts import (
     fingerprint,
     hash_file,
     hash_model,
+    iter_rows,
     read_json,
     read_rows,
     read_rows_metadata,
@@ -307,6 +308,35 @@ def test_a_stream_of_rows_is_the_same_file(tmp_path):
             for row in part:
                 write(row)
         assert hash_file(tmp_path / "list.parquet") == hash_file(tmp_path / "stream.parquet")
+
+
+@pytest.mark.parametrize("number", [0, 1, 256, 257, 2000])
+def test_rows_one_by_one_are_the_same_rows(tmp_path, number):
+    rows = [Judgement(f"c{n}", (Vote(0, f"Score: {n}", float(n), None, 1, "stop"),), float(n)) for n in range(number)]
+    path = tmp_path / "a.parquet"
+    with writing_rows(path, Judgement) as add:
+        for row in rows:
+            add(row)
+    assert list(iter_rows(path, Judgement)) == read_rows(path, Judgement) == rows
+    with pytest.raises(CorruptArtifactError, match="does not hold Prompt rows"):
+        next(iter_rows(path, Prompt))
+
+
+def test_damage_is_met_when_the_rows_come(tmp_path):
+    path = tmp_path / "a.parquet"
+    with writing_rows(path, Prompt) as add:
+        for number in range(3 * 8192):
+            add(Prompt(f"p{number}", f"text {number}", "file"))
+    data = bytearray(path.read_bytes())
+    middle = pq.ParquetFile(path).metadata.row_group(1).column(1).data_page_offset
+    data[middle + 40 : middle + 60] = bytes(20)
+    path.write_bytes(data)
+    rows = iter_rows(path, Prompt)
+    assert next(rows) == Prompt("p0", "text 0", "file")
+    with pytest.raises(CorruptArtifactError, match=r"a\.parquet cannot be read"):
+        list(rows)
+    with pytest.raises(CorruptArtifactError, match="cannot be read"):
+        next(iter_rows(tmp_path / "none.parquet", Prompt))
 
 
 def test_a_long_stream_is_written_in_groups(tmp_path):

@@ -143,12 +143,18 @@ def test_quoted_scores_never_count(marks, quoted, own):
         "```x\n",
         "~~~\n",
         "> \n",
+        "of a ",
+        "4 scale 1-",
+        "Verdict: A ",
+        "A B",
     ],
 )
 def test_hostile_replies_cost_no_time(part):
     start = time.perf_counter()
     read("Score:" + part * (50_000 // len(part)))
     read(part * (50_000 // len(part)) + "\nScore: 3")
+    read("Score: 4 " + part * (50_000 // len(part)))
+    parse_verdict(PAIRWISE, Generation("r", "Verdict: A " + part * (50_000 // len(part)), 1, 1, "stop"))
     assert time.perf_counter() - start < 5
 
 

@@ -31,7 +31,7 @@ from selfreward.evals.head_to_head import (
 )
 from selfreward.evals.judge_quality import ORDER_RULE, TIE_RULE, judge_measures
 from selfreward.evals.judging import count_failures, judge_ranked, scored_sets
-from selfreward.judging import judge_settings, mean_mass
+from selfreward.judging import judge_settings, mean_mass, rubric_identity
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.types import (
     Completion,
@@ -74,7 +74,7 @@ def _sections(config: Config, rubric: Rubric, pairwise: Rubric | None) -> Mappin
         "engine": {"name": config.engine.name} | ({"script": _script(config)} if config.engine.name == "scripted" else {}),
         "judge": {name: value for name, value in judge_settings(config.judge).items() if name != "num_votes"},
         "sample": config.sample.model_dump(mode="json", exclude={"num_candidates"}),
-        "rubric": rubric.content_hash,
+        "rubric": rubric_identity(rubric, config.judge),
         "pairwise_rubric": pairwise.content_hash if pairwise else None,
     }
 

@@ -4,7 +4,8 @@ A judge sees each pair of responses in both orders; orders that disagree make a 
 makes the comparison missing, never a win or a loss. The oracle needs no orders: it compares two scores.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -12,12 +13,13 @@ from typing import Any, Literal
 from selfreward.artifacts import Stage
 from selfreward.engines.asking import collect
 from selfreward.engines.base import Engine
-from selfreward.judging import pairwise_messages, parse_verdict
+from selfreward.judging import pairwise_messages, parse_verdict, verdict_failure
 from selfreward.rubrics import Rubric
 from selfreward.statistics import sign_test
-from selfreward.types import EvalOutput, Measure, Request, Sampling
+from selfreward.types import EvalOutput, FinishReason, Generation, Measure, Request, Sampling, VerdictFailure
 
 Choice = Literal["new", "old", "tie"]
+Order = Literal["new_first", "old_first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +33,32 @@ class Contest:
 
 
 @dataclass(frozen=True, slots=True)
+class PairVote:
+    """A judge's reply to a contest in one order: its raw text, and a choice or a named failure."""
+
+    order: Order
+    text: str
+    choice: Choice | None
+    failure: VerdictFailure | None
+    num_tokens: int | None
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """One contest decided. `new_first` and `old_first` are the judge's choices in the two orders (None = unreadable, or
-    not asked); `outcome` is the new model's, None = missing."""
+    not asked); `outcome` is the new model's, None = missing. `votes` are the replies, none where nobody was asked."""
 
     prompt_id: str
     new_first: Choice | None
     old_first: Choice | None
     outcome: Literal["win", "tie", "lose"] | None
+    votes: tuple[PairVote, ...] = ()
+
+    @property
+    def failures(self) -> list[VerdictFailure]:
+        """Why verdicts are missing, in the order in which they were asked for."""
+        return [vote.failure for vote in self.votes if vote.failure is not None]
 
 
 def contests(new: Sequence[EvalOutput], old: Sequence[EvalOutput]) -> list[Contest]:
@@ -69,8 +89,15 @@ def compare_by_oracle(new: Sequence[EvalOutput], old: Sequence[EvalOutput]) -> l
 
 def compare_by_judge(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[Contest]) -> list[Comparison]:
     """Asks the engine's model in both orders, greedily. Equal responses tie without being asked."""
+    return [row for rows in stream_comparisons(stage, engine, rubric, items, len(items)) for row in rows]
+
+
+def stream_comparisons(
+    stage: Stage, engine: Engine, rubric: Rubric, items: Iterable[Contest], num_items: int
+) -> Iterator[list[Comparison]]:
+    """The same for contests that come one by one: a chunk's comparisons at a time."""
     size = max(1, stage.config.engine.chunk_size // 2)
-    return stage.chunks("comparisons", items, size, partial(_ask, stage, engine, rubric), Comparison)
+    return stage.stream("comparisons", items, size, partial(_ask, stage, engine, rubric), Comparison, num_items)
 
 
 def decide(new_first: Choice | None, old_first: Choice | None) -> Literal["win", "tie", "lose"] | None:
@@ -97,6 +124,11 @@ def comparison_measures(comparisons: Sequence[Comparison]) -> list[Measure]:
     return rows
 
 
+def count_failures(comparisons: Sequence[Comparison]) -> dict[str, int]:
+    """Missing verdicts by reason, most frequent first."""
+    return {str(reason): number for reason, number in Counter(f for row in comparisons for f in row.failures).most_common()}
+
+
 def describe(comparisons: Sequence[Comparison], judge: str, opponent: str, num_prompts: int) -> Mapping[str, Any]:
     """Counts for `evals.json`. `not_compared`: prompts that one of the two models has no response to."""
     outcomes = [item.outcome for item in comparisons]
@@ -108,6 +140,7 @@ def describe(comparisons: Sequence[Comparison], judge: str, opponent: str, num_p
         "ties": outcomes.count("tie"),
         "losses": losses,
         "missing": outcomes.count(None),
+        "failed_verdicts": count_failures(comparisons),
         "not_compared": num_prompts - len(comparisons),
         "orders_disagree": sum(
             None not in (item.new_first, item.old_first) and item.new_first != item.old_first for item in comparisons
@@ -131,10 +164,17 @@ def _ask(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[Contest])
         if item.new == item.old:
             rows.append(Comparison(item.prompt_id, None, None, "tie"))
             continue
-        new_first = _choice(parse_verdict(rubric, next(replies)), "new", "old")
-        old_first = _choice(parse_verdict(rubric, next(replies)), "old", "new")
-        rows.append(Comparison(item.prompt_id, new_first, old_first, decide(new_first, old_first)))
+        votes = _vote(rubric, next(replies), "new_first"), _vote(rubric, next(replies), "old_first")
+        new_first, old_first = (vote.choice for vote in votes)
+        rows.append(Comparison(item.prompt_id, new_first, old_first, decide(new_first, old_first), votes))
     return rows
+
+
+def _vote(rubric: Rubric, reply: Generation, order: Order) -> PairVote:
+    verdict = parse_verdict(rubric, reply)
+    choice = _choice(verdict, *(("new", "old") if order == "new_first" else ("old", "new")))
+    failure = verdict_failure(reply) if verdict is None else None
+    return PairVote(order, reply.text, choice, failure, reply.num_tokens, reply.finish_reason)
 
 
 def _choice(verdict: Literal["A", "B", "tie"] | None, first: Choice, second: Choice) -> Choice | None:

@@ -4,21 +4,23 @@ In: ranked sets (or any responses by prompt) with their judgements. A set is wha
 resample whole sets.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from scipy import stats
 
 from selfreward.evals.head_to_head import Comparison, comparison_measures
-from selfreward.statistics import Units, bootstrap_mean, bootstrap_share
+from selfreward.statistics import bootstrap_mean, bootstrap_rank_correlation, bootstrap_share
 from selfreward.types import Estimate, Judgement, Measure
 
 HEALTH_RULE = (
-    "Failed votes are shares of all votes asked for. Vote spread: the standard deviation (n - 1) of the valid votes on one "
-    "response, averaged over responses with at least two. Length correlation: Spearman between a response's score and its "
-    "length in characters; within sets it is averaged over sets whose responses differ in length, and a set whose scores are "
-    "all equal counts 0."
+    "A response without enough valid votes has no score and counts in no figure of scores; its reason is that of most of its "
+    "failed votes. Failed votes are shares of all votes asked for. Vote spread: the standard deviation (n - 1) of the valid "
+    "votes on one response, averaged over responses with at least two. Length correlation: Spearman between a response's score "
+    "and its length in characters; within sets it is averaged over sets whose responses differ in length, and a set whose "
+    "scores are all equal counts 0; overall it is taken over all scored responses, and its interval resamples whole sets."
 )
 PAIR_RULE = (
     "Every pair of responses that the human ranks order is shown in both orders. Verdicts that prefer one response in both "
@@ -30,22 +32,49 @@ PAIR_RULE = (
 
 @dataclass(frozen=True, slots=True)
 class JudgedSet:
-    """The responses to one prompt: their lengths and judgements, in the same order."""
+    """What is kept of the judgements of one prompt's responses: lengths and scores (None = no score) in the same order, the
+    spread of each response's valid votes where there are two, and votes asked for and failed."""
 
     id: str
     lengths: tuple[int, ...]
-    judgements: tuple[Judgement, ...]
+    scores: tuple[float | None, ...]
+    spreads: tuple[float, ...]
+    num_votes: int
+    num_failed: int
+
+
+def judged_set(set_id: str, lengths: Sequence[int], judgements: Sequence[Judgement]) -> JudgedSet:
+    """The set of responses with these lengths and judgements, in the same order."""
+    votes = [[vote.score for vote in judgement.votes] for judgement in judgements]
+    valid = [[score for score in scores if score is not None] for scores in votes]
+    return JudgedSet(
+        id=set_id,
+        lengths=tuple(lengths),
+        scores=tuple(judgement.score for judgement in judgements),
+        spreads=tuple(stdev(scores) for scores in valid if len(scores) > 1),
+        num_votes=sum(map(len, votes)),
+        num_failed=sum(scores.count(None) for scores in votes),
+    )
+
+
+def main_failure(judgement: Judgement) -> str:
+    """Why a response has no score: what most of its failed votes failed by, the first of them when equal."""
+    failures = Counter(vote.failure for vote in judgement.votes if vote.failure is not None)
+    return failures.most_common(1)[0][0] if failures else "too_few_votes"
 
 
 def health_figures(sets: Sequence[JudgedSet], seed: Callable[[str], int], samples: int) -> dict[str, Estimate]:
-    """`failed_votes`, `vote_spread`, `length_within_sets` with intervals, `length_overall` without one: no resampling of
-    sets is cheap enough for it. `seed` maps a figure to its seed."""
-    lengths, scores = _columns(sets)
+    """`scored`, `failed_votes`, `vote_spread`, `length_within_sets`, `length_overall`. `seed` maps a figure to its seed."""
+    failed = {item.id: (item.num_failed / item.num_votes, item.num_votes) for item in sets if item.num_votes}
+    spread = {item.id: (fmean(item.spreads), len(item.spreads)) for item in sets if item.spreads}
+    scored = {item.id: (1 - item.scores.count(None) / len(item.scores), len(item.scores)) for item in sets if item.scores}
+    taste = {item.id: (value, 1) for item in sets if (value := _length_taste(item)) is not None}
     return {
-        "failed_votes": bootstrap_share(_units(sets, _failures), seed("failed_votes"), samples),
-        "vote_spread": bootstrap_mean(_units(sets, _spreads), seed("vote_spread"), samples),
-        "length_within_sets": bootstrap_mean(_units(sets, _length_taste), seed("length_within_sets"), samples),
-        "length_overall": Estimate(_spearman(lengths, scores), None, None, len(scores)),
+        "scored": bootstrap_share(scored, seed("scored"), samples),
+        "failed_votes": bootstrap_share(failed, seed("failed_votes"), samples),
+        "vote_spread": bootstrap_mean(spread, seed("vote_spread"), samples),
+        "length_within_sets": bootstrap_mean(taste, seed("length_within_sets"), samples),
+        "length_overall": bootstrap_rank_correlation([_columns(item) for item in sets], seed("length_overall"), samples),
     }
 
 
@@ -71,44 +100,16 @@ def _merge(key: tuple[str, str], rows: Sequence[Measure]) -> Measure:
     return Measure(*key, sum(row.value * row.weight for row in rows) / weight, weight)
 
 
-def _units(sets: Sequence[JudgedSet], values: Callable[[JudgedSet], Iterable[float]]) -> Units:
-    """Set -> (mean, number) of its values; a set without any has no unit."""
-    found = {judged.id: list(values(judged)) for judged in sets}
-    return {name: (fmean(items), len(items)) for name, items in found.items() if items}
-
-
-def _failures(judged: JudgedSet) -> Iterable[float]:
-    return (float(vote.score is None) for judgement in judged.judgements for vote in judgement.votes)
-
-
-def _spreads(judged: JudgedSet) -> Iterable[float]:
-    for judgement in judged.judgements:
-        votes = [vote.score for vote in judgement.votes if vote.score is not None]
-        if len(votes) > 1:
-            yield stdev(votes)
-
-
-def _length_taste(judged: JudgedSet) -> Iterable[float]:
-    """The set's correlation between length and score: one value, or none where there is nothing to correlate."""
-    lengths, scores = _columns([judged])
-    if len(set(lengths)) > 1:
-        # Equal scores for responses of all lengths show no taste for length, so they count.
-        yield _spearman(lengths, scores) or 0.0
-
-
-def _columns(sets: Sequence[JudgedSet]) -> tuple[list[int], list[float]]:
-    """Length and score of every scored response."""
-    rows = [
-        (length, judgement.score)
-        for judged in sets
-        for length, judgement in zip(judged.lengths, judged.judgements, strict=True)
-        if judgement.score is not None
-    ]
-    return [length for length, _ in rows], [score for _, score in rows]
-
-
-def _spearman(lengths: Sequence[int], scores: Sequence[float]) -> float | None:
-    """None where either side is constant."""
-    if len(set(lengths)) < 2 or len(set(scores)) < 2:
+def _length_taste(judged: JudgedSet) -> float | None:
+    """The set's correlation between length and score; None where there is nothing to correlate."""
+    rows = _columns(judged)
+    if len({length for length, _ in rows}) < 2:
         return None
-    return float(stats.spearmanr(lengths, scores).statistic)
+    if len({score for _, score in rows}) < 2:
+        return 0.0  # equal scores for responses of all lengths show no taste for length, so they count
+    return float(stats.spearmanr([length for length, _ in rows], [score for _, score in rows]).statistic)
+
+
+def _columns(judged: JudgedSet) -> list[tuple[int, float]]:
+    """Length and score of every scored response."""
+    return [(length, score) for length, score in zip(judged.lengths, judged.scores, strict=True) if score is not None]

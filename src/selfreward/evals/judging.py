@@ -1,7 +1,7 @@
 """A model as judge of the held-out ranked sets: its votes, and the scored sets that the metrics need."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,8 +40,15 @@ def responses_of(sets: Sequence[RankedSet]) -> list[RankedResponse]:
 
 def judge_responses(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[RankedResponse]) -> list[Judgement]:
     """`eval.num_votes` judgements of each response by the engine's model, in their order."""
+    return [row for rows in stream_judgements(stage, engine, rubric, items, len(items)) for row in rows]
+
+
+def stream_judgements(
+    stage: Stage, engine: Engine, rubric: Rubric, items: Iterable[RankedResponse], num_items: int
+) -> Iterator[list[Judgement]]:
+    """The same for responses that come one by one: a chunk's judgements at a time."""
     size = max(1, stage.config.engine.chunk_size // stage.config.eval.num_votes)
-    return stage.chunks("votes", items, size, partial(_judge, stage, engine, rubric), Judgement)
+    return stage.stream("votes", items, size, partial(_judge, stage, engine, rubric), Judgement, num_items)
 
 
 def scored_sets(sets: Sequence[RankedSet], judgements: Sequence[Judgement]) -> list[ScoredSet]:

@@ -24,6 +24,7 @@ FIGURES = {
 }
 """Figure -> its name; the paper's five come first, in its order but for the stricter variant."""
 HEALTH = {
+    "scored": "responses with a score",
     "failed_votes": "failed votes",
     "vote_spread": "vote spread (sd)",
     "length_within_sets": "score and length, within sets",
@@ -40,16 +41,17 @@ def render_judge(summary: Mapping[str, Any], width: int = 80) -> str:
     figures = {**summary.get("figures", {}), **summary.get("health", {})}
     rows = {name: figures[name] for name in names if name in figures}
     if "figures" in summary and "health" in summary:
-        rows = {name: figures.get(name, _NOTHING) for name in names if name != "first_position"}
+        rows = {name: figures.get(name, _NOTHING) for name in names if name not in ("first_position", "scored")}
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("figure", "value", "95 % interval", "prompts"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     for name, figure in rows.items():
-        unit = " responses" if name == "length_overall" else ""
-        table.add_row(names[name], _number(figure["value"]), _interval(figure), f"{figure['n']:,}{unit}")
+        table.add_row(names[name], _number(figure["value"]), _interval(figure), f"{figure['n']:,}")
     console.print(table)
     if "votes" in summary:
         console.print(_votes(summary["votes"]))
+    elif summary["verdicts"]["failures"]:
+        console.print(_failed_verdicts(summary["verdicts"]))
     text = "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines())
     rules = [textwrap.fill(rule, max(width, 60)) for name, rule in sorted(summary["rules"].items(), reverse=True)]
     return "\n".join([text, *rules, ""])
@@ -59,9 +61,7 @@ _NOTHING = {"value": None, "low": None, "high": None, "n": 0}
 
 
 def _head(summary: Mapping[str, Any]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table = _plain_table()
     data, judge, counts = summary["data"], summary["judge"], summary["counts"]
     table.add_row("data", f"{data['path']}, format {data['format']} ({'detected' if data['detected'] else 'named'})")
     table.add_row("rows", f"{data['rows']:,}, dropped: {_listed(data['dropped'])}")
@@ -72,17 +72,41 @@ def _head(summary: Mapping[str, Any]) -> Table:
     votes = f", {judge['num_votes']} vote{plural}, {judge['mode']}" if "mode" in judge else ", both orders, greedy"
     table.add_row("judge", f"{judge['model']} by {judge['rubric']}{votes}")
     table.add_row("judged", _listed(counts))
+    if "unscored" in summary:
+        table.add_row("scored", _coverage(counts, summary["unscored"]))
     table.add_row("tokens", f"{summary['tokens']['prompt']:,} read, {summary['tokens']['generated']:,} written")
     if summary["out"]:
         table.add_row("written to", summary["out"])
     return table
 
 
-def _votes(votes: Mapping[str, Any]) -> Table:
-    """The histogram of the votes' scores, and why votes failed."""
+def _coverage(counts: Mapping[str, int], unscored: Mapping[str, int]) -> str:
+    """How many responses have a score, and why the others have none: the first thing to know about all figures."""
+    share = f"{counts['scored']:,} of {counts['responses']:,} responses ({counts['scored'] / counts['responses']:.1%})"
+    if not unscored:
+        return share
+    why = ", ".join(f"{FAILURES.get(reason, reason)} {number:,}" for reason, number in unscored.items())
+    return f"{share}; the others are in no figure of scores: {why}"
+
+
+def _failed_verdicts(verdicts: Mapping[str, Any]) -> Table:
+    table = _plain_table()
+    for reason, number in verdicts["failures"].items():
+        share = number / verdicts["num_verdicts"]
+        table.add_row("failed", f"{FAILURES[reason]}: {number:,} of {verdicts['num_verdicts']:,} verdicts ({share:.1%})")
+    return table
+
+
+def _plain_table() -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
+    return table
+
+
+def _votes(votes: Mapping[str, Any]) -> Table:
+    """The histogram of the votes' scores, and why votes failed."""
+    table = _plain_table()
     most = max(votes["score_histogram"].values(), default=0)
     for score, number in votes["score_histogram"].items():
         table.add_row(f"votes of {score}", f"{'#' * max(1, round(_BAR * number / most))} {number:,}")

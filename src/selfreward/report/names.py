@@ -60,8 +60,9 @@ FAILURES = {
     "too_long": "prompt too long for the context",
     "content_filter": "withheld by the judge's server",
     "off_scale": "legal scores improbable",
+    "no_verdict": "no clear verdict in the reply",
 }
-"""Names of failed votes in plain words."""
+"""Names of failed votes and verdicts in plain words."""
 
 SHORT_FAILURES = {
     "no_score": "no score",

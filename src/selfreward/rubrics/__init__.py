@@ -42,6 +42,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from selfreward.errors import ConfigError
 from selfreward.rubrics.fencing import closed_tags, defuse
+from selfreward.rubrics.patterns import OwnPattern
 from selfreward.rubrics.reading import (
     PROPOSAL_PATTERN,
     READING_RULES,
@@ -160,7 +161,7 @@ class Rubric:
         """Whether a reply holds a stop string: what comes before it is whole, however the reply ended."""
         return any(stop in text for stop in self.stop)
 
-    def _found(self, match: re.Match[str]) -> Found:
+    def _found(self, match: Any) -> Found:
         groups = match.groupdict()
         group = "verdict" if "verdict" in groups else 1
         said = match[group] or ""
@@ -168,8 +169,10 @@ class Rubric:
         return Found(said.strip(), tops_of_scale(groups.get("out_of"), groups.get("within")), match.end(), start)
 
     @cached_property
-    def _regex(self) -> re.Pattern[str]:
-        return re.compile(self.pattern)
+    def _regex(self) -> re.Pattern[str] | OwnPattern:
+        if self.pattern == _DEFAULT_PATTERNS[self.kind]:
+            return re.compile(self.pattern)
+        return OwnPattern(self.pattern, f"rubric {self.name!r}")
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
@@ -211,16 +214,16 @@ def read_rubric(name_or_path: str, setting: str) -> Rubric:
     """A rubric of whatever kind; see `load_rubric`."""
     shipped = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.md"))}
     path = shipped.get(name_or_path, Path(name_or_path))
-    if not path.is_file():
-        near = get_close_matches(name_or_path, shipped, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"{setting}={name_or_path!r}: {hint}no such file; shipped: {', '.join(shipped)}")
     try:
+        if not path.is_file():
+            near = get_close_matches(name_or_path, shipped, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"{setting}={name_or_path!r}: {hint}no such file; shipped: {', '.join(shipped)}")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError(
                 f"{setting}={name_or_path!r}: {path} is larger than {MAX_FILE_BYTES:,} bytes, too large for a rubric"
             )
-        return parse_rubric(path.read_text(encoding="utf-8"), origin=str(path))
+        return parse_rubric(path.read_text(encoding="utf-8-sig"), origin=str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{setting}={name_or_path!r}: {path} cannot be read: {error}") from error
 
@@ -232,7 +235,7 @@ def parse_rubric(text: str, origin: str) -> Rubric:
     if len(parts) != 3 or parts[0].strip():
         raise ConfigError(f"{origin} must start with a YAML header between two lines '---'")
     try:
-        tree = yaml.safe_load(parts[1])
+        tree = _HeaderLoader(parts[1]).get_single_data()
         header = _Header.model_validate(tree)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{origin}: the header is not valid YAML: {one_line(error)}") from error
@@ -258,12 +261,22 @@ def parse_rubric(text: str, origin: str) -> Rubric:
     return rubric
 
 
+class _HeaderLoader(yaml.SafeLoader):
+    """Safe YAML in which no key may stand twice: the first of two scales would be gone without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [str(key.value) for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 class _Header(BaseModel):
     """The YAML header as written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
-    name: str
+    name: str = Field(min_length=1, pattern=r"^[^\s\x00-\x1f](.*\S)?$")
     kind: Kind
     format: Literal["chat", "completion"] = "chat"
     scale: tuple[float, float] | None = None
@@ -337,12 +350,11 @@ def _check_placeholders(rubric: Rubric, origin: str) -> None:
 
 
 def _check_pattern(rubric: Rubric, origin: str) -> None:
-    try:
-        groups = re.compile(rubric.pattern).groupindex
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{origin}: pattern {rubric.pattern!r} is no regular expression: {error}") from error
-    if "verdict" not in groups and re.compile(rubric.pattern).groups != 1:
+    own = OwnPattern(rubric.pattern, origin)
+    if not own.finds_a_verdict:
         raise ConfigError(f"{origin}: pattern {rubric.pattern!r} needs one group, or a group (?P<verdict>...), for the verdict")
+    if rubric.pattern != _DEFAULT_PATTERNS[rubric.kind]:
+        own.probe(rubric.example)
 
 
 def _check_verdict_prefix(rubric: Rubric, origin: str) -> None:

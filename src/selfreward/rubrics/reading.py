@@ -6,14 +6,15 @@ The rules for people, with a table of examples, stand in docs/judging.md; a test
 import re
 from collections.abc import Iterator, Sequence
 
-READING_RULES = 1
+READING_RULES = 2
 """Part of every rubric's content hash: raise it when replies are read in another way."""
 
 _MARKS = r"[ \t*_`\[({\"'$]*"
 _NUMBER = r"[-\u2212]?\d+(?:\.\d{1,3}|,\d{1,2})?"
 _BLANKS = r"[ \t*_`]*"
 _OPERATORS = (
-    r"(?:[-=]>|[-\u2010-\u2015\u2212~\u2026\u00b1\u2192\u21d2,;|&+=x\u00d7]|\.{2,}|(?:to|or|and|vs)\b\.?|versus\b|\+/-)"
+    r"(?:[-=]>|[-\u2010-\u2015\u2212~\u2026\u00b1\u2192\u21d2,;:|&+=x\u00d7]|\.{2,}|\+/-"
+    r"|(?:to|or|and|vs)\b\.?|(?:versus|through|thru|minus|plus|times|maybe|perhaps|possibly|up[ \t]+to)\b)"
 )
 _WORDS = {
     word: float(value)
@@ -25,23 +26,35 @@ _PART_OF_A_NUMBER = (
     r"(?!(?!points?\b|pts?\b)[a-z])"  # `4th`, `4e1`; units of other scripts (`4点`) may stand there
     r"(?![+\-\u2212](?![a-z]))"  # `4+`, `4-`: a grade, not a number
 )
+_HALF = r"(?![ \t]+(?:and[ \t]+(?:a|one)[ \t]+half\b|[\u00bc-\u00be\u2150-\u215f\u2189]))"
+_OUT_OF = (
+    r"(?:/|(?:out[ \t]+)?of\b|over\b)[ \t*_`]*(?:(?:an?|the|maximum|max|possible|total|of)\b[ \t]+){0,5}"
+    r"|(?:(?:on|from)[ \t]+)?(?:(?:an?|the)[ \t]+)?scale\b[ \t:]*(?:(?:of|from)[ \t]+)?(?:\d+[ \t]*(?:[-\u2013]|to\b)[ \t]*)?"
+    r"|max(?:imum)?\b[.:]?[ \t]*(?:(?:of|is)[ \t]+)?"
+)
+"""What stands between a score and the top of the scale it is on: `4/10`, `4 out of a possible 10`, `4 (on a scale of 1-10)`."""
 SCORE_PATTERN = (
     rf"(?i)(?<![a-z])score[\"']?{_BLANKS}(?:\((?P<within>[^()\n]*)\){_BLANKS})?:"  # `Score:`, `**Score**:`, `Score (0-5):`
     rf"(?:{_MARKS}(?:(?P<opened><)[ \t*_`]*)?(?:\\boxed\{{)?(?:\d[\d .+]*=[ \t]*)?"  # an addition: `1 + 1 + 1 = 3`
     rf"(?P<verdict>{_NUMBER}){_PART_OF_A_NUMBER}"
-    rf"(?!{_BLANKS}\d|(?:[ \t*_`(]*{_OPERATORS})+{_BLANKS}\d)"  # `4 5`, `3-4`, `4, 5`, `3 + 1` without a total
+    rf"{_HALF}(?!{_BLANKS}\d|(?:[ \t*_`(]*{_OPERATORS})+{_BLANKS}\d)"  # `4 5`, `3-4`, `4, 5`, `3 + 1` without a total
+    rf"(?!{_BLANKS}[(\[]{_BLANKS}\d+(?:[.,]\d+)?{_BLANKS}[)\]])"  # `4 (5)`
     r"(?![ \t]*/[ \t]*\d+[ \t]*/)"  # a date
     r"(?(opened)(?=[^<\n]*>))"  # `<4>`, but not `< 4`
-    r"(?:[ \t*_`(]*(?:(?:points?|pts?)\b[ \t*_`(]*)?(?:/|(?:out[ \t]+)?of\b)"
-    rf"[ \t*_`]*(?:a[ \t]+)?(?P<out_of>\d+(?:\.\d+)?|(?:{'|'.join(_WORDS)})\b))?"
+    r"(?:[ \t*_`(,]*(?:(?:(?:points?|pts?|stars?|marks?)\b|[\u70b9\u9ede\u5206])[ \t*_`(,]*)?"
+    rf"(?:{_OUT_OF})(?P<out_of>\d+(?:\.\d+)?|(?:{'|'.join(_WORDS)})\b))?"
     r")?"
 )
 """Default pattern of pointwise rubrics. It matches every `Score:`; `verdict` is the number behind it, None where there is
 no clear one. `out_of` and `within` hold the scale's top where the reply names it."""
+_PREFERS = r"(?=[ \t*_`\]})]*(?:>|,?[ \t]*\(?(?:over|not|rather[ \t]+than|instead[ \t]+of|(?:is[ \t]+)?better[ \t]+than)\b))"
+_NO_OTHER = r"(?![^\n.!?]{{0,200}}(?<!\w)(?:{}|(?i:tie)(?!-))(?!\w))"
+"""Behind A nothing in its sentence speaks of B, unless to say that A is preferred: `A slight edge to B` is no A."""
 VERDICT_PATTERN = (
     r"(?<![A-Za-z])(?i:verdict)[ \t*_`]*:"
     r"(?:[ \t*_`<\[({\"'$]*(?:(?i:assistant|response|answer)[ \t]+)?(?:[Aa][ \t]+)?"  # `Response B`, `a tie`
-    r"(?P<verdict>(?i:tie)|A|B)(?!\w|[ \t]*[/|]|(?:[ \t]*,|[ \t]+and|[ \t]+or)[ \t]+(?:A|B|(?i:tie))\b)"
+    rf"(?P<verdict>(?i:tie)(?![\w-])|A(?:{_PREFERS}|{_NO_OTHER.format('B')})|B(?:{_PREFERS}|{_NO_OTHER.format('A')}))"
+    r"(?!\w|[ \t]*[/|=<]|[ \t]+vs\b|(?:[ \t]*,|[ \t]+(?:and|n?or))[ \t]+(?:A|B|(?i:tie))\b)"
     r")?"
 )
 """Default pattern of pairwise rubrics. It matches every `Verdict:`; `verdict` is None where no clear one follows."""
@@ -83,7 +96,7 @@ def readable(text: str) -> str:
 def to_number(text: str) -> float | None:
     """A score as written (`4`, `4.5`, `4,5`, a real minus sign) as a number; None when it is none."""
     text = text.strip().replace(",", ".").replace("\u2212", "-")
-    return float(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else None
+    return float(text) + 0.0 if re.fullmatch(r"-?\d+(\.\d+)?", text) else None  # + 0.0: minus zero is zero
 
 
 def tops_of_scale(out_of: str | None, within: str | None) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 from selfreward.artifacts import Artifact, Run
 from selfreward.config import JudgeConfig, PanelMember
 from selfreward.errors import ConfigError
+from selfreward.judging import rubric_identity
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.stages._roles import Player, cast_role
 
@@ -25,12 +26,11 @@ class Judge:
         """What votes and records call it: `m1 additive`."""
         return f"{self.player.label} {self.rubric.name}"
 
-    @property
-    def section(self) -> Mapping[str, Any]:
+    def section(self, config: JudgeConfig) -> Mapping[str, Any]:
         """What decides its votes beside the weights of the live model and `judge.*`."""
         return {
             "player": self.player.section,
-            "rubric": self.rubric.content_hash,
+            "rubric": rubric_identity(self.rubric, config),
             "num_votes": self.seat.num_votes,
             "weight": self.seat.weight,
         }

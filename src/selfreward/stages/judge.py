@@ -9,7 +9,7 @@ stay in the table.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import fsum
@@ -20,7 +20,7 @@ from selfreward.engines import open_engine
 from selfreward.engines.base import Engine
 from selfreward.engines.expected import expected_votes
 from selfreward.engines.voting import sampled_votes
-from selfreward.judging import judge_settings, judgement_of, mean_mass
+from selfreward.judging import judge_settings, judgement_of
 from selfreward.stages._panel import Judge, cast_panel, roles_of
 from selfreward.stages._roles import model_name
 from selfreward.types import Completion, Counts, Drop, Judgement
@@ -31,7 +31,7 @@ def run(run: Run, t: int, model: Artifact, samples: Artifact) -> Artifact:
     judges = cast_panel(run, model)
     sections = {
         "judge": judge_settings(run.config.judge),
-        "members": {str(number): judge.section for number, judge in enumerate(judges)},
+        "members": {str(number): judge.section(run.config.judge) for number, judge in enumerate(judges)},
     }
     inputs = {"samples": samples}
     for judge in judges:
@@ -93,23 +93,29 @@ def _combine(stage: Stage, judges: Sequence[Judge], tables: Sequence[Sequence[Ju
     return rows
 
 
-def describe(judgements: Sequence[Judgement]) -> dict[str, Any]:
+def describe(judgements: Iterable[Judgement]) -> dict[str, Any]:
     """Failed votes by reason, failed replies that were asked for again, the histogram of the votes' scores, the mean of
     the candidates' scores (None without), and the mean mass of expected scores."""
-    votes = [vote for judgement in judgements for vote in judgement.votes]
-    scores = Counter(vote.histogram_score for vote in votes if vote.histogram_score is not None)
-    mass = mean_mass(votes)
-    means = [judgement.score for judgement in judgements if judgement.score is not None]
-    retried = Counter(attempt.failure for vote in votes for attempt in vote.attempts)
+    scores: Counter[float] = Counter()
+    failures: Counter[str] = Counter()
+    retried: Counter[str] = Counter()
+    means, masses, num_votes = [], [], 0
+    for judgement in judgements:  # once: they may come from a file that memory does not hold
+        num_votes += len(judgement.votes)
+        means += [] if judgement.score is None else [judgement.score]
+        masses += [vote.mass for vote in judgement.votes if vote.mass is not None]
+        failures.update(vote.failure for vote in judgement.votes if vote.failure)
+        retried.update(attempt.failure for vote in judgement.votes for attempt in vote.attempts)
+        scores.update(vote.histogram_score for vote in judgement.votes if vote.histogram_score is not None)
     return {
-        "num_votes": len(votes),
-        "num_failed_votes": sum(vote.failure is not None for vote in votes),
-        "failures": dict(sorted(Counter(str(vote.failure) for vote in votes if vote.failure).items())),
+        "num_votes": num_votes,
+        "num_failed_votes": failures.total(),
+        "failures": dict(sorted(failures.items())),
         "num_retries": retried.total(),
         "retried_failures": dict(sorted(retried.items())),
         "score_histogram": {f"{score:g}": scores[score] for score in sorted(scores)},
         "mean_score": fsum(means) / len(means) if means else None,
-        **({} if mass is None else {"mean_mass": mass}),
+        **({"mean_mass": fsum(masses) / len(masses)} if masses else {}),
     }
 
 
