@@ -117,7 +117,7 @@ def _planned(stage: PlannedStage) -> Json:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("stage")
+    table.add_column("stage", no_wrap=True, min_width=max((len(row["stage"]) for row in rows), default=0))
     table.add_column("state")
     with_plan = any("action" in row for row in rows)
     if with_plan:

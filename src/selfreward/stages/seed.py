@@ -96,6 +96,7 @@ def _work(stage: Stage) -> Counts:
     with stage.rejecting() as keep:
 
         def reject(drop: Drop, source: int) -> None:
+            stage.run.stop.check()  # splitting can take long too
             notes[source].dropped[drop.reason] += 1
             keep(drop)
 
@@ -103,6 +104,7 @@ def _work(stage: Stage) -> Counts:
         for place, source in enumerate(located_sources(config)):
             with stage.run.progress.task(f"seed: {source.path or source.format}", None) as advance:
                 for item in _read(stage, (place, source), notes[place], ids):
+                    stage.run.stop.check()
                     if isinstance(item, Drop):
                         reject(item, place)
                     else:
