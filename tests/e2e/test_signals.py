@@ -1,0 +1,207 @@
+"""Ctrl-C and SIGTERM, once and twice, in real processes: what is said, what is left, and that the run goes on to the same end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_pipeline_scripted import SETTINGS, write_script, write_seeds
+
+from selfreward.artifacts import Run, read_json
+from selfreward.config import parse_config
+from selfreward.pipeline import run_pipeline
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from endpoint_server import EndpointServer, serving
+
+STAGE = "round-1/judgements"
+DELAY_S = 0.15
+
+
+def verdict(asked: str, seed: int) -> str:
+    return f"Read. Score: {(len(asked) + seed) % 6}"
+
+
+class Bench:
+    """A run that is finished up to its first round's samples, copied for each test; a slow server judges the samples."""
+
+    def __init__(self, made: Path, tree: dict[str, Any], folder: Path) -> None:
+        self.runs = folder / "runs with blänks"
+        shutil.copytree(made, self.runs)
+        self.config = folder / "config.yaml"
+        self.config.write_text(yaml.safe_dump({**tree, "run_dir": str(self.runs)}, allow_unicode=True), encoding="utf-8")
+        self.stage = self.runs / "run" / STAGE
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "selfreward.cli", "stage", str(self.config), STAGE, *options]
+        # A process in the background of a shell inherits an ignored SIGINT; people's have the default.
+        return subprocess.Popen(
+            command,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def parts(self) -> list[Path]:
+        return sorted((self.stage / "parts").glob("*.parquet"))
+
+    def wait_for_parts(self, process: subprocess.Popen[str], number: int = 1) -> None:
+        deadline = time.monotonic() + 120
+        while len(self.parts()) < number:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def finish(self) -> dict[str, str]:
+        process = self.start()
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        outputs: dict[str, str] = read_json(self.stage / "record.json")["outputs"]
+        return outputs
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EndpointServer]:
+    pytest.importorskip("openai")
+    with serving(verdict) as running:
+        running.delay_of = lambda asked: DELAY_S
+        yield running
+
+
+@pytest.fixture(scope="module")
+def make_bench(
+    server: EndpointServer, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path
+) -> Callable[[Path], Bench]:
+    folder = tmp_path_factory.mktemp("signals")
+    tree = {
+        **SETTINGS,
+        "name": "run",
+        "run_dir": str(folder / "runs"),
+        "model": {"path": str(tiny_model_dir)},
+        "engine": {
+            "name": "scripted",
+            "script": str(write_script(folder / "script.json")),
+            "threads": 1,
+            "device": "cpu",
+            "chunk_size": 2,
+        },
+        "seed": {"sources": [{"format": "seed-folder"}], "path": str(write_seeds(folder / "seeds"))},
+        "judge": {**SETTINGS["judge"], "model": "endpoint:slow"},
+        "endpoints": {"slow": server.settings(max_concurrency=1)},
+    }
+    config = parse_config(tree)
+    with Run.open(config) as run:
+        run_pipeline(run, "round-1/samples")
+    return lambda target: Bench(folder / "runs", tree, target)
+
+
+@pytest.fixture(scope="module")
+def whole(make_bench: Callable[[Path], Bench], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What an uninterrupted run makes."""
+    return make_bench(tmp_path_factory.mktemp("whole")).finish()
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_one_signal_finishes_the_part_and_the_same_command_goes_on(
+    make_bench: Callable[[Path], Bench], whole: dict[str, str], tmp_path: Path, number: int, name: str
+) -> None:
+    bench = make_bench(tmp_path)
+    process = bench.start()
+    bench.wait_for_parts(process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert f"{name}: finishing the current part, then stopping; once more: stop now" in said
+    assert said.strip().splitlines()[-1] == f"stopped ({name}); the same command goes on from here"
+    assert "Traceback" not in said
+    assert 1 <= len(bench.parts()) < 20
+    assert not (bench.stage / "record.json").exists()
+    assert not (bench.runs / "run/run.lock").exists()
+    assert not list((bench.runs / "run").rglob(".tmp-*"))
+    committed = {part.name: part.stat().st_mtime_ns for part in bench.parts()}
+    assert "run stopped as asked" in (bench.runs / "run/run.log").read_text()
+    again = bench.start()
+    bench.wait_for_parts(again, len(committed) + 1)
+    assert committed.items() <= {part.name: part.stat().st_mtime_ns for part in bench.parts()}.items(), "nothing is redone"
+    _, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert read_json(bench.stage / "record.json")["outputs"] == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_signals_stop_at_once_and_lose_one_part_at_most(
+    make_bench: Callable[[Path], Bench], whole: dict[str, str], server: EndpointServer, tmp_path: Path, number: int
+) -> None:
+    bench = make_bench(tmp_path)
+    process = bench.start()
+    bench.wait_for_parts(process)
+    server.delay_of = lambda asked: 20.0  # the part at work would take long
+    try:
+        time.sleep(3 * DELAY_S)
+        process.send_signal(number)
+        assert process.stderr is not None
+        while "once more" not in process.stderr.readline():
+            pass
+        started = time.monotonic()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+        assert time.monotonic() - started < 10, "not the end of the part"
+    finally:
+        server.delay_of = lambda asked: DELAY_S
+    assert process.returncode == 1, said
+    assert "interrupted; the same command goes on from the last finished part" in said
+    assert "Traceback" not in said
+    assert bench.parts()
+    assert not (bench.stage / "record.json").exists()
+    assert bench.finish() == whole
+
+
+def test_a_killed_run_is_not_running_and_two_at_once_are_refused(
+    make_bench: Callable[[Path], Bench], whole: dict[str, str], tmp_path: Path
+) -> None:
+    bench = make_bench(tmp_path)
+    process = bench.start()
+    bench.wait_for_parts(process)
+    second = bench.start()
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"another process is working in {bench.runs / 'run'}: process {process.pid} on " in said
+    status = selfreward("status", str(bench.runs / "run"), "--json")
+    assert f"process {process.pid}" in status["running"]
+    assert {row["stage"]: row["state"] for row in status["stages"]}[STAGE] == "running"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    status = selfreward("status", str(bench.runs / "run"), "--json")
+    (row,) = [row for row in status["stages"] if row["stage"] == STAGE]
+    assert status["running"] is None
+    assert (row["state"], row["action"], row["parts"]) == ("partly", "go on", len(bench.parts()))
+    assert status["next"].startswith(f"9 stages are reused; goes on {STAGE}"), status["next"]
+    assert bench.finish() == whole
+    assert "stale lock file taken over" in (bench.runs / "run/run.log").read_text()
+
+
+def test_after_from_the_way_on_is_another_command(make_bench: Callable[[Path], Bench], tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    process = bench.start("--from", "round-1/samples")
+    bench.wait_for_parts(process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "round-1/samples: moved to " in said
+    assert said.strip().splitlines()[-1] == "stopped (SIGTERM); the same command without --from goes on from here"
+
+
+def selfreward(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-m", "selfreward.cli", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded: dict[str, Any] = json.loads(done.stdout)
+    return loaded
