@@ -14,7 +14,8 @@ from typing import Any
 ACCEPTED = "accepted_drift"
 """Where a record lists the differences that somebody accepted."""
 ABSENT = "(absent)"
-_HASH = re.compile(r"[0-9a-f]{64}")
+_HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{16}")
+"""What hashes of contents and fingerprints look like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def _settings(key: str, change: Change, config: Mapping[str, Any]) -> Iterator[s
         yield from {"eft": ("mode",), "replay": ("replay.num_items",), "model": ("judge.model",), "m1": ("judge.model",)}.get(
             rest, ()
         )
-        yield f"{key}: input {rest}"
+        yield f"the input {rest} of {key}"
         return
     if came_or_went and key == "m1":
         yield "mode"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, once and twice, in real processes: what is said, what is left, and that the run goes on."""
+"""A run in real processes: Ctrl-C and SIGTERM, once and twice, two at once; and what each kind of drift is called."""
 
 import json
 import os
@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ import yaml
 from test_pipeline_scripted import SETTINGS, write_script, write_seeds
 
 from selfreward.artifacts import Run, read_json
-from selfreward.config import parse_config
-from selfreward.pipeline import run_pipeline
+from selfreward.config import Config, parse_config
+from selfreward.pipeline import plan_pipeline, run_pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from endpoint_server import EndpointServer, serving
@@ -78,15 +80,17 @@ def server() -> Iterator[EndpointServer]:
 
 
 @pytest.fixture(scope="module")
-def make_bench(
-    server: EndpointServer, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path
-) -> Callable[[Path], Bench]:
-    folder = tmp_path_factory.mktemp("signals")
+def made(server: EndpointServer, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """A folder with a model, a rubric, seeds, and a run finished up to its first round's samples; the run's settings."""
+    folder = tmp_path_factory.mktemp("control")
+    shutil.copytree(tiny_model_dir, folder / "model")
+    rubric = Path(str(files("selfreward.rubrics"))) / "additive.md"
+    shutil.copy(rubric, folder / "rubric.md")
     tree = {
         **SETTINGS,
         "name": "run",
         "run_dir": str(folder / "runs"),
-        "model": {"path": str(tiny_model_dir)},
+        "model": {"path": str(folder / "model")},
         "engine": {
             "name": "scripted",
             "script": str(write_script(folder / "script.json")),
@@ -95,12 +99,17 @@ def make_bench(
             "chunk_size": 2,
         },
         "seed": {"sources": [{"format": "seed-folder"}], "path": str(write_seeds(folder / "seeds"))},
-        "judge": {**SETTINGS["judge"], "model": "endpoint:slow"},
+        "judge": {**SETTINGS["judge"], "model": "endpoint:slow", "rubric": str(folder / "rubric.md")},
         "endpoints": {"slow": server.settings(max_concurrency=1)},
     }
-    config = parse_config(tree)
-    with Run.open(config) as run:
+    with Run.open(parse_config(tree)) as run:
         run_pipeline(run, "round-1/samples")
+    return folder, tree
+
+
+@pytest.fixture(scope="module")
+def make_bench(made: tuple[Path, dict[str, Any]]) -> Callable[[Path], Bench]:
+    folder, tree = made
     return lambda target: Bench(folder / "runs", tree, target)
 
 
@@ -198,6 +207,89 @@ def test_after_from_the_way_on_is_another_command(make_bench: Callable[[Path], B
     assert process.returncode == 1
     assert "round-1/samples: moved to " in said
     assert said.strip().splitlines()[-1] == "stopped (SIGTERM); the same command without --from goes on from here"
+
+
+@contextmanager
+def edited(path: Path, edit: Callable[[str], str]) -> Iterator[None]:
+    """A text file that is another one inside the block."""
+    before = path.read_bytes()
+    path.write_text(edit(before.decode()), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def more(text: str) -> str:
+    return text.rstrip("\n") + " \n"
+
+
+def older_torch(text: str) -> str:
+    record = json.loads(text)
+    return json.dumps({**record, "versions": {**record["versions"], "torch": "1.0"}})
+
+
+def changed(tree: dict[str, Any], changes: dict[str, Any]) -> Config:
+    copy = json.loads(json.dumps(tree))
+    for name, value in changes.items():
+        *sections, field = name.split(".")
+        place = copy
+        for section in sections:
+            place = place[section]
+        place[field] = value
+    return parse_config(copy)
+
+
+ALL = ["seed", "m0", "sft", "sft/evals", "eft", "m1", "m1/evals", "round-1/prompts", "round-1/samples"]
+EVALS = ["sft/evals", "m1/evals"]
+DRIFT: list[tuple[str, dict[str, Any], dict[str, list[str]]]] = [
+    ("", {}, {}),
+    ("", {"num_rounds": 1}, {}),
+    ("", {"num_rounds": 4}, {}),
+    ("", {"judge.num_votes": 5}, {}),  # no stage that is there was made with it
+    ("", {"random_seed": 9}, {"random_seed was 5, is 9": ALL}),
+    ("", {"sft.learning_rate": 0.5}, {"sft.learning_rate was 0.001, is 0.5": ["sft", "m1"]}),
+    ("", {"judge.temperature": 0.1}, {"judge.temperature was 0.7, is 0.1": EVALS}),
+    ("", {"sample.num_candidates": 7}, {"sample.num_candidates was 4, is 7": ["round-1/samples"]}),
+    ("", {"mode": "no-eft", "replay.num_items": 0}, {'mode was "self-rewarding", is "no-eft"': ["m1"]}),
+    ("", {"judge.rubric": "concise"}, {'judge.rubric was "RUBRIC", is "concise"': ["sft/evals", "eft", "m1", "m1/evals"]}),
+    ("rubric.md", {}, {"the contents of judge.rubric changed": ["sft/evals", "eft", "m1", "m1/evals"]}),
+    ("seeds/ift.jsonl", {}, {"the contents of the seed file ift.jsonl (seed.sources[0]) changed": ["seed"]}),
+    ("model/config.json", {}, {"the contents of model.path changed": ["m0"]}),
+    ("script.json", {}, {"the contents of engine.script changed": [*EVALS, "round-1/prompts", "round-1/samples"]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "changes", "named"), DRIFT)
+def test_each_kind_of_drift_is_named_with_its_stages(
+    made: tuple[Path, dict[str, Any]], file: str, changes: dict[str, Any], named: dict[str, list[str]]
+) -> None:
+    folder, tree = made
+    config = changed(tree, changes)
+    with edited(folder / file, more) if file else nullcontext():
+        plan = plan_pipeline(config)
+    wanted = {said.replace("RUBRIC", str(folder / "rubric.md")): stages for said, stages in named.items()}
+    assert {str(change): list(change.stages) for change in plan.drift} == wanted
+    assert plan.problem is None
+    assert {stage.key for stage in plan.stages if stage.state == "stale"} == {key for keys in named.values() for key in keys}
+
+
+def test_another_package_version_is_drift(made: tuple[Path, dict[str, Any]]) -> None:
+    folder, tree = made
+    with edited(folder / "runs/run/m0/record.json", older_torch):
+        (change,) = plan_pipeline(parse_config(tree)).drift
+    assert str(change).startswith('torch was "1.0", is ')
+    assert change.stages == ("m0",)
+
+
+def test_a_dry_run_makes_nothing(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    _, tree = made
+    fresh = tmp_path / "fresh.yaml"
+    fresh.write_text(yaml.safe_dump({**tree, "run_dir": str(tmp_path / "nowhere")}))
+    status = selfreward("run", str(fresh), "--dry-run", "--json")
+    assert status["next"] == f"begins seed, then {len(status['stages']) - 1} more"
+    assert {row["action"] for row in status["stages"]} == {"do"}
+    assert not (tmp_path / "nowhere").exists()
 
 
 def selfreward(*arguments: str) -> dict[str, Any]:
