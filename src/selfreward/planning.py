@@ -9,7 +9,7 @@ Fingerprints, counts and what lies in the folder decide; no time does.
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from selfreward.artifacts import Artifact, Run, RunDir, Stage, fingerprint, read
 from selfreward.config import Config
 from selfreward.drift import ACCEPTED, Change, NamedChange, compare_versions, is_accepted, name_changes
 from selfreward.environment import current_versions
-from selfreward.errors import CorruptArtifactError, DriftError, SelfRewardError, UsageError
+from selfreward.errors import CorruptArtifactError, DriftError, SelfRewardError, StoppedError, UsageError
 from selfreward.progress import NullProgress
 from selfreward.reuse import (
     BEGUN,
@@ -31,6 +31,7 @@ from selfreward.reuse import (
     read_begun,
     read_record,
 )
+from selfreward.stopping import Stop
 from selfreward.types import Counts
 
 Walk = Callable[[Run], Iterable[Artifact]]
@@ -45,12 +46,13 @@ SUPERSEDED = "superseded"
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a run goes: stop after the stage `until`, do `again_from` and all behind it again, reuse finished stages although
-    settings differ. `say` shows a line to a person."""
+    settings differ. `say` shows a line to a person; `stop` is looked at while large files are read."""
 
     until: str | None = None
     again_from: str | None = None
     accept_drift: bool = False
     say: Callable[[str], None] = field(default=lambda line: None)
+    stop: Stop = field(default_factory=Stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class _Planner(Run):
         quiet.addHandler(logging.NullHandler())
         super().__init__(config, directory, NullProgress(), quiet)
         self.planned: list[PlannedStage] = []
+        self.stop = options.stop
         self._options = options
         self._versions = current_versions()
 
@@ -178,6 +181,8 @@ def make_plan(
             pass
     except _Reached:
         pass
+    except StoppedError:
+        raise
     except SelfRewardError as error:
         # A stage whose settings hang on what another one makes: known when that one is there.
         is_waiting = any(stage.state != "done" for stage in planner.planned)
@@ -199,7 +204,7 @@ def make_plan(
 def prepare(run: Run, walk: Walk, keys: Sequence[str], options: Options) -> None:
     """What comes before any work. Raises DriftError naming every difference that nobody accepted, CorruptArtifactError for
     finished stages whose files changed, UsageError as `make_plan`, and what a stage says of settings that cannot work."""
-    plan = make_plan(run.config, walk, keys, options, run.dir)
+    plan = make_plan(run.config, walk, keys, replace(options, stop=run.stop), run.dir)
     if damaged := [stage for stage in plan.stages if stage.state == "damaged"]:
         raise CorruptArtifactError(f"{damaged[0].problem}, or do it again with --from {damaged[0].key}")
     if plan.drift and not options.accept_drift:
@@ -309,8 +314,7 @@ def _unfinished(path: Path, num_parts: int) -> tuple[State, Action]:
 
 
 def _later(row: PlannedStage) -> PlannedStage:
-    action: Action = row.action if row.action == "stop" else "later"
-    return PlannedStage(row.key, row.state, action, row.changes, row.accepted, row.inputs, row.num_parts, row.problem)
+    return row if row.action == "stop" else replace(row, action="later")
 
 
 def _accepted(begun: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], ...]:

@@ -53,7 +53,7 @@ def said(key: str, field: str, old: Any, new: Any, now: dict[str, Any] = CONFIG)
             "inputs.samples",
             "1" * 16,
             "2" * 16,
-            f'round-1/pairs: input samples was "{"1" * 16}", is "{"2" * 16}"',
+            "the contents of the input samples of round-1/pairs changed",
         ),
     ],
 )
