@@ -6,7 +6,6 @@ commits finished chunks, so that a restart redoes at most one of them.
 """
 
 import dataclasses
-import json
 import logging
 import re
 import shutil
@@ -21,10 +20,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from selfreward.config import Config
+from selfreward.drift import ACCEPTED
 from selfreward.environment import describe_environment, open_log
-from selfreward.errors import ConfigError, UsageError
+from selfreward.errors import ConfigError, StoppedError, UsageError
+from selfreward.locking import RunLock
 from selfreward.progress import Advance, NullProgress, Progress
-from selfreward.reuse import PARTS, RECORD, check_finished, clear_unfinished, hash_outputs
+from selfreward.reuse import PARTS, RECORD, begin, check_finished, clear_unfinished, hash_outputs, identify
 from selfreward.rundir import RunDir
 from selfreward.stopping import Stop
 from selfreward.storage import (
@@ -95,6 +96,9 @@ class Artifact:
 class Run:
     """One run: its settings, its folder, its log, and the stages finished so far. Close it, or use it as a context manager."""
 
+    accepted: Sequence[Mapping[str, Any]] = ()
+    """Differences between these settings and reused stages that somebody accepted; every record that follows lists them."""
+
     def __init__(self, config: Config, directory: RunDir, progress: Progress, logger: logging.Logger) -> None:
         self.config = config
         self.dir = directory
@@ -102,6 +106,7 @@ class Run:
         self.logger = logger
         self.stop = Stop()
         self.environment: dict[str, Any] = {}
+        self.lock: RunLock | None = None
         self.num_stages = {"done": 0, "reused": 0}
         self._is_described = False
 
@@ -118,7 +123,9 @@ class Run:
         _check_is_run(directory)
         environment = describe_environment(config.engine.threads)
         directory.root.mkdir(parents=True, exist_ok=True)
-        run = cls(config, directory, progress or NullProgress(), open_log(directory.log))
+        logger, lock = open_log(directory.log)
+        run = cls(config, directory, progress or NullProgress(), logger)
+        run.lock = lock
         run.environment = environment
         if not directory.config.exists():
             run._describe()
@@ -129,7 +136,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if error is not None:
+        if isinstance(error, StoppedError):
+            self.logger.info("run stopped as asked", extra={"data": {"reason": self.stop.reason}})
+        elif error is not None:
             self.logger.error("run stopped", extra={"data": {"error": f"{type(error).__name__}: {error}"}})
         self.close()
 
@@ -141,7 +150,9 @@ class Run:
             self._is_described = True
 
     def close(self) -> None:
-        """Close run.log. Closing twice is allowed."""
+        """Close run.log and give the run free. Closing twice is allowed."""
+        if self.lock is not None:
+            self.lock.release()
         for handler in list(self.logger.handlers):
             self.logger.removeHandler(handler)
             handler.close()
@@ -162,24 +173,25 @@ class Run:
         """
         if not _STAGE_KEY.fullmatch(key):
             raise UsageError(f"stage key {key!r} must be a relative folder of lower-case names, like 'round-1/pairs'")
-        path = self.dir.root / key
-        identity = {
-            "stage": key,
-            "sections": _plain(sections),
-            "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
-            "random_seed": self.config.random_seed,
-        }
-        artifact = Artifact(key, path, fingerprint(identity))
+        self.stop.check()
+        identity = identify(
+            key, sections, {name: artifact.fingerprint for name, artifact in inputs.items()}, self.config.random_seed
+        )
+        artifact = Artifact(key, self.dir.root / key, fingerprint(identity))
+        path = artifact.path
         if (path / RECORD).exists():
-            check_finished(key, path, artifact.fingerprint, identity, read_json(path / RECORD))
+            artifact = dataclasses.replace(artifact, fingerprint=check_finished(path, artifact.fingerprint, identity))
             self.logger.info("stage reused", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
             self.num_stages["reused"] += 1
             return artifact
         self._describe()
         clear_unfinished(path)
+        begun = begin(path, artifact.fingerprint, identity, self.environment["versions"])
         self.logger.info("stage started", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
         record = self._work(Stage(key, path, self, artifact.fingerprint), work)
-        write_json(path / RECORD, {**identity, "fingerprint": artifact.fingerprint, **record})
+        accepted = [*begun.get(ACCEPTED, ()), *(item for item in self.accepted if item not in begun.get(ACCEPTED, ()))]
+        told = {ACCEPTED: accepted} if accepted else {}
+        write_json(path / RECORD, {**identity, "fingerprint": artifact.fingerprint, **record, **told})
         shutil.rmtree(path / PARTS, ignore_errors=True)  # its rows are in the outputs now
         self.logger.info(
             "stage finished", extra={"data": {"stage": key, "seconds": record["seconds"], "counts": record["counts"]}}
@@ -315,6 +327,7 @@ class Stage:
                 stored = read_rows_metadata(part)
                 told = int(stored["prompt_tokens"]), int(stored["generated_tokens"])
                 self.add_tokens(*told, int(stored.get(UNTOLD, "0")))
+                self.earlier_seconds += float(stored.get("seconds", "0"))
             else:
                 self.run.stop.check()  # before the work: what is committed is never lost, what is not is not begun
                 self._commit_chunk(part, chunk, work, cls)
@@ -324,10 +337,11 @@ class Stage:
             yield rows
 
     def _commit_chunk(self, part: Path, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> None:
-        before, untold = dict(self.tokens), self.num_untold
+        before, untold, clock = dict(self.tokens), self.num_untold, time.perf_counter()
         rows = work(chunk)
         spent = {f"{name}_tokens": str(number - before[name]) for name, number in self.tokens.items()}
         spent[UNTOLD] = str(self.num_untold - untold)
+        spent["seconds"] = f"{time.perf_counter() - clock:.3f}"
         write_rows(part, rows, cls, spent)
 
 
@@ -347,8 +361,3 @@ def _check_is_run(directory: RunDir) -> None:
         raise ConfigError(f"{root} is a file, not a run folder; choose another name or run_dir")
     if any(root.iterdir()) and not directory.log.exists() and not any(root.rglob(RECORD)):
         raise ConfigError(f"{root} holds files but no run (no {directory.log.name}); choose another name or run_dir")
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON would read it back."""
-    return json.loads(json.dumps(value, default=to_plain, allow_nan=False))

@@ -1,7 +1,7 @@
 """The command line. Heavy imports stay inside the commands: `selfreward --help` must answer at once.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or config. People never see a traceback; an unexpected error is written
-to a file whose name is shown.
+Exit codes: 0 done, 1 failed or stopped by a signal, 2 wrong usage or config. People never see a traceback; an unexpected
+error is written to a file whose name is shown.
 """
 
 import json
@@ -11,15 +11,12 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from selfreward.errors import ConfigError, SelfRewardError, UsageError
-
-if TYPE_CHECKING:
-    from selfreward.config import Config
+from selfreward.errors import ConfigError, SelfRewardError, StoppedError, UsageError
 
 # Before any Hugging Face import: no telemetry, and no network unless a config asks for it.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -59,39 +56,56 @@ VARIANTS_HELP = (
     "no_nll, no_eft, k1, rounds_6."
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
+AgainFrom = Annotated[
+    str | None,
+    typer.Option("--from", metavar="STAGE", help="Do this stage and all behind it again; the old ones are moved aside."),
+]
+AcceptDrift = Annotated[
+    bool, typer.Option("--accept-drift", help="Reuse finished stages although settings differ; their records say so.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be reused and done, and make nothing.")]
 
 
 @app.command()
 def demo(
     overrides: Overrides = None,
     run_dir: Annotated[str, typer.Option(help="Where the run is kept.")] = "runs",
+    again_from: AgainFrom = None,
+    accept_drift: AcceptDrift = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Take the embedded model from M0 to M3 in minutes and show what it gained."""
-    from selfreward.config import load_config
-
-    config = load_config(preset("demo"), [f"run_dir={json.dumps(run_dir)}", *(overrides or [])])
-    _execute(config, as_json)
+    settings = [f"run_dir={json.dumps(run_dir)}", *(overrides or [])]
+    _run(preset("demo"), settings, {"again_from": again_from, "accept_drift": accept_drift}, dry_run, as_json)
 
 
 @app.command()
-def run(config_file: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def run(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    again_from: AgainFrom = None,
+    accept_drift: AcceptDrift = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
     """Run a config from seed data to the report; finished stages are reused."""
-    from selfreward.config import load_config
-
-    _execute(load_config(config_file, overrides or []), as_json)
+    _run(config_file, overrides, {"again_from": again_from, "accept_drift": accept_drift}, dry_run, as_json)
 
 
 @app.command()
-def stage(
+def stage(  # noqa: PLR0913
     config_file: ConfigFile,
     key: Annotated[str, typer.Argument(help="A stage's key, for example m1 or round-1/pairs.")],
     overrides: Overrides = None,
+    again_from: AgainFrom = None,
+    accept_drift: AcceptDrift = False,
+    dry_run: DryRun = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: as JSON.")] = False,
 ) -> None:
     """Run up to one stage (and what it needs), then stop."""
-    from selfreward.config import load_config
-
-    _execute(load_config(config_file, overrides or []), as_json=False, until=key)
+    options = {"until": key, "again_from": again_from, "accept_drift": accept_drift}
+    _run(config_file, overrides, options, dry_run, as_json)
 
 
 @app.command()
@@ -103,6 +117,7 @@ def seed(config_file: ConfigFile, overrides: Overrides = None, as_json: AsJson =
     from selfreward.artifacts import Run, RunDir
     from selfreward.config import load_config
     from selfreward.errors import DriftError
+    from selfreward.planning import found_stages
     from selfreward.preflight import check_seed
     from selfreward.progress import RichProgress
     from selfreward.report.seed_table import render_seed, seed_summary
@@ -115,7 +130,7 @@ def seed(config_file: ConfigFile, overrides: Overrides = None, as_json: AsJson =
         try:
             made = seed_stage.run(run)
         except DriftError:
-            if list(directory.root.rglob("record.json")) != [directory.seed / "record.json"]:
+            if found_stages(directory) != ["seed"]:
                 raise
             typer.echo("the settings or files changed: reading the seed data again", err=True)
             shutil.rmtree(directory.seed)
@@ -137,19 +152,20 @@ def check(config_file: ConfigFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def status(run_folder: RunFolder, as_json: AsJson = False) -> None:
-    """Show a run's stages: done or not, items in and out, seconds, tokens, output hashes (--json)."""
-    from selfreward.report.status import render_status, run_status
+    """Show a run's stages (done, running, stale, begun), what they cost, and what `run` would do next."""
+    from selfreward.running import need_run, show_status
 
-    _need_run(run_folder)
-    stages = run_status(run_folder)
-    typer.echo(json.dumps({"stages": stages}, indent=1) if as_json else render_status(stages, _width()))
+    need_run(run_folder)
+    show_status(run_folder, as_json)
 
 
 @app.command()
 def report(run_folder: RunFolder, as_json: AsJson = False) -> None:
     """Build summary.json and report.html of a run again from its artifacts and show the table."""
-    _need_run(run_folder)
-    _show(run_folder, as_json)
+    from selfreward.running import need_run, show
+
+    need_run(run_folder)
+    show(run_folder, as_json)
 
 
 @app.command()
@@ -256,46 +272,13 @@ def preset(name: str) -> Path:
     raise ConfigError(f"the preset {name}.yaml is missing from this installation; install selfreward again")
 
 
-def _execute(config: "Config", as_json: bool, until: str | None = None) -> None:
-    from selfreward.artifacts import Run
-    from selfreward.pipeline import run_pipeline, stage_keys
-    from selfreward.preflight import check_config
-    from selfreward.progress import RichProgress
+def _run(config_file: Path, overrides: list[str] | None, options: dict[str, Any], dry_run: bool, as_json: bool) -> None:
+    from selfreward.config import load_config
+    from selfreward.planning import Options
+    from selfreward.running import execute, show_plan
 
-    if until is not None and until not in stage_keys(config):
-        raise UsageError(f"unknown stage {until!r}; this config has: {', '.join(stage_keys(config))}")
-    check_config(config)
-    with Run.open(config, RichProgress()) as run:
-        run_pipeline(run, until)
-        if run.num_stages["reused"]:
-            typer.echo("stages: {done} done, {reused} finished before and reused".format(**run.num_stages), err=True)
-    root = Path(config.run_dir) / config.name
-    if until is None:
-        _show(root, as_json)
-    else:
-        typer.echo(f"{until} is done: {root / until}")
-
-
-def _show(root: Path, as_json: bool) -> None:
-    """Write summary.json and report.html, then print the table or the JSON."""
-    from selfreward.artifacts import RunDir
-    from selfreward.report.html import write_report
-    from selfreward.report.summary import write_summary
-    from selfreward.report.table import render_table
-
-    directory = RunDir(root)
-    summary: dict[str, Any] = write_summary(directory)
-    write_report(directory, summary)
-    if as_json:
-        typer.echo(json.dumps(summary, indent=1))
-        return
-    typer.echo(render_table(summary, _width()))
-    typer.echo(f"report:  {directory.report}\nsummary: {directory.summary}")
-
-
-def _need_run(root: Path) -> None:
-    if not (root / "config.json").is_file():
-        raise UsageError(f"{root} is not a run folder (no config.json); runs are kept in runs/NAME")
+    config = load_config(config_file, overrides or [])
+    (show_plan if dry_run else execute)(config, Options(**options), as_json)
 
 
 def _width() -> int:
@@ -306,6 +289,9 @@ def main() -> None:
     """Entry point: run a command and turn every error into one line and an exit code."""
     try:
         app()
+    except StoppedError as stop:  # as somebody asked: not an error, but not done either
+        typer.echo(str(stop), err=True)
+        sys.exit(stop.exit_code)
     except SelfRewardError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

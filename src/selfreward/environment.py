@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from selfreward.errors import UsageError
+from selfreward.locking import RunLock
 
 PACKAGES = (
     "selfreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets",
@@ -21,12 +21,17 @@ PACKAGES = (
 """Packages whose versions can change a result."""
 
 
+def current_versions() -> dict[str, str | None]:
+    """Version of each of these packages (None: not installed) and of Python, whose patches change no result."""
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **{name: _version(name) for name in PACKAGES}}
+
+
 def describe_environment(threads: int) -> dict[str, Any]:
     """Python, package versions, git commit (None outside a checkout), machine. `threads` 0 means all cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "python": platform.python_version(),
-        "versions": describe_versions(),
+        "versions": current_versions(),
         "commit": _commit(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -36,29 +41,29 @@ def describe_environment(threads: int) -> dict[str, Any]:
     }
 
 
-def describe_versions() -> dict[str, str | None]:
-    """{package: version} of `PACKAGES`; None for one that is not installed."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-def open_log(path: Path) -> logging.Logger:
+def open_log(path: Path) -> tuple[logging.Logger, RunLock]:
     """A logger that appends JSON lines to `path`: time, level, message, and the `data` passed as `extra={"data": ...}`.
 
     It is not registered globally, so two runs in one process never write into each other's log.
-    Whoever opens it closes its handlers. While it is open, the file is locked: two processes that work in one run would
-    clear each other's files. Raises UsageError when another process has it.
+    Whoever opens it closes its handlers and releases the lock. While it is open, the file is locked: two processes that work
+    in one run would clear each other's files. Raises UsageError when another process has it.
     """
     logger = logging.Logger("selfreward", level=logging.INFO)
     handler = logging.FileHandler(path, encoding="utf-8")
     assert handler.stream is not None, "opened without delay"
+    lock = RunLock(path)
     try:
-        _lock(handler.stream.fileno())
-    except OSError as error:
+        lock.take(handler.stream.fileno())
+    except BaseException:
         handler.close()
-        raise UsageError(f"another process is working in {path.parent}; wait for it, or set another `name`") from error
+        raise
     handler.setFormatter(_JsonFormatter())
     logger.addHandler(handler)
-    return logger
+    if lock.stale:
+        logger.warning("stale lock file taken over", extra={"data": {"holder": lock.stale}})
+    if not lock.has_system_lock:
+        logger.warning("this file system knows no locks: run.lock alone keeps other processes out")
+    return logger, lock
 
 
 class _JsonFormatter(logging.Formatter):
@@ -75,14 +80,6 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
-
-
-def _lock(descriptor: int) -> None:
-    """Lock an open file against other processes until it is closed or this process ends. Raises OSError when taken."""
-    if sys.platform != "win32":  # Windows has no such lock on a file that stays readable
-        import fcntl
-
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _version(name: str) -> str | None:

@@ -9,18 +9,29 @@ no evaluation feeds a stage.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from selfreward.artifacts import Artifact, Run
+from selfreward.artifacts import Artifact, Run, RunDir
 from selfreward.config import Config
 from selfreward.evals.evaluate import evaluate
+from selfreward.planning import Options, Plan, make_plan, prepare
 from selfreward.stages import dpo, eft, judge, m0, pair, propose, replay, sample, seed, sft
 
 
-def run_pipeline(run: Run, until: str | None = None) -> None:
-    """Do every stage of a run, or stop after the stage with the key `until` (one of `stage_keys`)."""
+def run_pipeline(run: Run, until: str | None = None, options: Options | None = None) -> None:
+    """Do every stage of a run, or stop after the stage with the key `until` (one of `stage_keys`).
+
+    Before any work the whole folder is compared with the settings; see `planning.prepare` for what it raises.
+    """
+    prepare(run, stages, stage_keys(run.config), replace(options or Options(), until=until))
     for artifact in stages(run):
         if artifact.key == until:
             return
+
+
+def plan_pipeline(config: Config, options: Options | None = None, directory: RunDir | None = None) -> Plan:
+    """What a run of `config` would do, without doing it; `directory` where its folder is not `<run_dir>/<name>`."""
+    return make_plan(config, stages, stage_keys(config), options, directory)
 
 
 def stages(run: Run) -> Iterator[Artifact]:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from selfreward.drift import ACCEPTED, Change, compare, is_accepted
 from selfreward.errors import CorruptArtifactError, DriftError
-from selfreward.storage import TEMPORARY_PREFIX, hash_file
+from selfreward.storage import TEMPORARY_PREFIX, hash_file, read_json, to_plain, write_json
 
 RECORD = "record.json"
 PARTS = "parts"
+BEGUN = f"{PARTS}/begun.json"
 WEIGHTS = ".safetensors"
 """Files of this kind are too large to be hashed at every reuse; loading them finds a cut file."""
-_HASH = re.compile(r'"[0-9a-f]{64}"')
 _OPTIMIZER_STATE = re.compile(r"(optimizer|scheduler|rng_state)[^/]*$")
 
 
@@ -40,22 +41,45 @@ def hash_outputs(path: Path) -> dict[str, str]:
     return files
 
 
-def check_finished(key: str, path: Path, fingerprint: str, identity: Mapping[str, Any], record: Any) -> None:
-    """Compare a finished stage's record with what is wanted now. Raises DriftError and CorruptArtifactError."""
+def identify(key: str, sections: Mapping[str, Any], inputs: Mapping[str, str], random_seed: int) -> dict[str, Any]:
+    """What decides a stage's result, as its record stores it. `inputs` are fingerprints."""
+    return {"stage": key, "sections": _plain(sections), "inputs": dict(inputs), "random_seed": random_seed}
+
+
+def read_record(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a finished stage. Raises CorruptArtifactError for one that is not a record."""
+    record = read_json(path / RECORD)
     if not isinstance(record, dict) or not {"fingerprint", "outputs", *identity} <= record.keys():
         raise CorruptArtifactError(f"{path / RECORD} is not a stage record; delete {path} to make it again")
+    return record
+
+
+def identity_changes(record: Mapping[str, Any], identity: Mapping[str, Any]) -> list[Change]:
+    """In what a stage's identity differs from that of a record (or of what was begun), but for what somebody accepted."""
+    changes = compare({name: record[name] for name in identity}, identity)
+    return [change for change in changes if not is_accepted(change, record)]
+
+
+def check_finished(path: Path, fingerprint: str, identity: Mapping[str, Any]) -> str:
+    """Compare a finished stage with what is wanted now; returns the fingerprint that it goes on under: its own.
+
+    Raises DriftError for other settings that nobody accepted, and CorruptArtifactError as `check_outputs`.
+    """
+    record, key = read_record(path, identity), identity["stage"]
     if record["fingerprint"] != fingerprint:
-        old, new = (_flatten({name: tree[name] for name in identity}) for tree in (record, identity))
-        changes = [
-            _change(name, _show(old, name), _show(new, name))
-            for name in sorted(old.keys() | new.keys())
-            if _show(old, name) != _show(new, name)
-        ]
-        raise DriftError(
-            f"stage {key!r} is finished in {path}, but with other settings: "
-            f"{'; '.join(changes) or 'the fingerprint alone differs'}. "
-            f"Set another `name`, or delete {path} and the stages that build on it to do them again"
-        )
+        changes = identity_changes(record, identity)
+        if changes or not record.get(ACCEPTED):
+            raise DriftError(
+                f"stage {key!r} is finished in {path}, but with other settings: "
+                f"{'; '.join(map(str, changes)) or 'the fingerprint alone differs'}. "
+                f"Set another `name`, or delete {path} and the stages that build on it to do them again"
+            )
+    check_outputs(key, path, record)
+    return str(record["fingerprint"])
+
+
+def check_outputs(key: str, path: Path, record: Mapping[str, Any]) -> None:
+    """Whether a finished stage's files are as it left them. Raises CorruptArtifactError."""
     missing = [name for name in record["outputs"] if not (path / name).is_file()]
     if missing:
         raise CorruptArtifactError(f"stage {key!r} is finished but lacks {', '.join(missing)}; delete {path} to make it again")
@@ -67,6 +91,26 @@ def check_finished(key: str, path: Path, fingerprint: str, identity: Mapping[str
             f"stage {key!r} is finished but {', '.join(changed)} changed since; "
             f"delete {path} and the stages that build on it to make them again"
         )
+
+
+def begin(path: Path, fingerprint: str, identity: Mapping[str, Any], versions: Mapping[str, Any]) -> dict[str, Any]:
+    """Note what a stage is begun with, beside its parts: later these tell whether the parts still fit. What was noted
+    before with the same fingerprint stays: its parts go on. Returns the note."""
+    noted = read_begun(path)
+    if noted is None or noted["fingerprint"] != fingerprint:
+        noted = {**identity, "fingerprint": fingerprint, "versions": dict(versions)}
+        write_json(path / BEGUN, noted)
+    return noted
+
+
+def read_begun(path: Path) -> dict[str, Any] | None:
+    """What `begin` noted; None for a stage that was never begun, or is finished."""
+    return read_json(path / BEGUN) if (path / BEGUN).is_file() else None
+
+
+def find_parts(path: Path) -> list[Path]:
+    """The committed parts of a stage that is not finished."""
+    return sorted((path / PARTS).glob("*.parquet"))
 
 
 def clear_unfinished(path: Path) -> None:
@@ -81,21 +125,6 @@ def clear_unfinished(path: Path) -> None:
             child.unlink()
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    flat = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
-def _change(name: str, old: str, new: str) -> str:
-    """What differs; a content hash says nothing to a person beyond that it is another one."""
-    if _HASH.fullmatch(old) and _HASH.fullmatch(new):
-        return f"the contents of {name} changed"
-    return f"{name} was {old}, is {new}"
-
-
-def _show(flat: Mapping[str, Any], name: str) -> str:
-    return json.dumps(flat[name], ensure_ascii=False) if name in flat else "(absent)"
+def _plain(value: Any) -> Any:
+    """The value as JSON would read it back."""
+    return json.loads(json.dumps(value, default=to_plain, allow_nan=False))

@@ -52,28 +52,32 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
 
-def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file's content, in hex. Raises CorruptArtifactError when it cannot be read."""
+def hash_file(path: str | Path, look: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 of a file's content, in hex. Raises CorruptArtifactError when it cannot be read. `look` is called between
+    blocks: what it raises ends the work."""
     digest = hashlib.sha256()
     try:
         with Path(path).open("rb") as file:
             while block := file.read(_HASH_BLOCK):
                 digest.update(block)
+                look()
     except OSError as error:
         raise CorruptArtifactError(f"{path} cannot be read: {error}") from error
     return digest.hexdigest()
 
 
-def hash_model(path: str | Path) -> str:
+def hash_model(path: str | Path, look: Callable[[], None] = lambda: None) -> str:
     """SHA-256 over the names and contents of the files that decide a model folder's behaviour, in hex.
 
-    Optimizer states, pickles and read-me files do not count. Raises ModelError when the folder holds none of them.
+    Optimizer states, pickles and read-me files do not count. Raises ModelError when the folder holds none of them. `look`
+    is called between blocks.
     """
     folder = Path(path)
     files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
     if not files:
         raise ModelError(f"{str(path)!r} is not a model folder: it holds none of {', '.join(MODEL_FILES)}")
-    return hashlib.sha256(json.dumps([(f.relative_to(folder).as_posix(), hash_file(f)) for f in files]).encode()).hexdigest()
+    hashes = [(file.relative_to(folder).as_posix(), hash_file(file, look)) for file in files]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------

@@ -11,17 +11,20 @@ from selfreward.config import EngineConfig
 from selfreward.engines import ROLE_ENGINES
 
 LAYERS = {
-    "errors": 0, "texts": 0, "types": 0,
-    "config": 1, "environment": 1, "progress": 1, "reuse": 1, "rundir": 1, "stopping": 1, "storage": 1,
-    "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "rubrics": 2, "sources": 2, "statistics": 2,
+    "drift": 0, "errors": 0, "texts": 0, "types": 0,
+    "config": 1, "environment": 1, "locking": 1, "progress": 1, "reuse": 1, "rundir": 1, "stopping": 1, "storage": 1,
+    "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "planning": 2, "rubrics": 2, "signals": 2, "sources": 2,
+    "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,
     "evals": 4, "stages": 4,
     "pipeline": 5, "preflight": 5, "report": 5,
-    "cli": 6, "experiments": 6, "judge_modes": 6, "judge_tool": 6,
+    "cli": 6, "experiments": 6, "judge_modes": 6, "judge_tool": 6, "running": 6,
 }  # fmt: skip
 
 SAME_LAYER = {
+    ("environment", "locking"): "who opens a run's log locks it",
     ("reuse", "storage"): "it hashes files",
+    ("planning", "artifacts"): "a plan is a run that works nothing",
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
     ("sources", "filters"): "both count words; filters says what a word is",
     ("training", "engines"): "both load a model folder; engines.loading does it",
@@ -29,6 +32,7 @@ SAME_LAYER = {
     ("cli", "experiments"): "a command runs it",
     ("cli", "judge_modes"): "a command runs it",
     ("cli", "judge_tool"): "a command runs it",
+    ("cli", "running"): "a command runs it",
     ("judge_modes", "experiments"): "one arithmetic over seeds",
 }
 """Edges inside a layer that are allowed, with the reason."""

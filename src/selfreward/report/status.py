@@ -1,4 +1,4 @@
-"""How far a run is: one row a stage, from the records alone."""
+"""How far a run is: one row a stage, from its records, and with a plan what would be done next."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,46 +9,126 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from selfreward.artifacts import RunDir
-from selfreward.report.reading import read_config, read_record, stage_folders
+from selfreward.artifacts import RunDir, read_rows_metadata
+from selfreward.drift import name_accepted
+from selfreward.locking import Holder
+from selfreward.planning import Plan, PlannedStage, has_work
+from selfreward.report.reading import Json, read_config, read_record, stage_folders
+from selfreward.reuse import find_parts
+
+NEXT = {"go on": "goes on", "again": "does again", "do": "begins"}
 
 
-def run_status(run_folder: str | Path) -> list[dict[str, Any]]:
-    """Every stage that the run's settings ask for, in order: `stage`, `state` (`done`, `started`, `waiting`), and for finished
-    ones `counts`, `seconds`, `tokens`, `fingerprint`, `outputs` (file: SHA-256). Raises CorruptArtifactError."""
+def run_status(run_folder: str | Path) -> list[Json]:
+    """Every stage that the run's settings ask for, in order: `stage`, `state` (`done`, `started`, `waiting`), `parts` (how many
+    a started stage committed), `seconds` and `tokens` (of parts too), and for finished ones `counts`, `fingerprint`, `outputs`
+    (file: SHA-256). Raises CorruptArtifactError."""
     run_dir = RunDir(run_folder)
-    rows = []
-    for key, folder in stage_folders(run_dir, read_config(run_dir)):
-        record = read_record(folder)
-        row: dict[str, Any] = {"stage": key, "state": "done" if record else "started" if _has_work(folder) else "waiting"}
-        for field in ("counts", "seconds", "tokens", "fingerprint", "outputs"):
-            row[field] = record[field] if record else None
-        rows.append(row)
-    return rows
+    return [_row(key, folder) for key, folder in stage_folders(run_dir, read_config(run_dir))]
+
+
+def plan_status(plan: Plan, holder: Holder | None = None) -> Json:
+    """A plan as plain values: `stages` with what `run_status` says of them and their `action`, the differences (`drift`),
+    those accepted before, `next`: what `run` would do, as a sentence. With a `holder`, who works there now, the first stage
+    that is begun is `running`."""
+    rows = [_row(stage.key, plan.directory.root / stage.key) | _planned(stage) for stage in plan.stages]
+    if holder is not None:
+        for row in [row for row in rows if row["state"] in ("partly", "waiting")][:1]:
+            row["state"] = "running"
+    return {
+        "folder": str(plan.directory.root),
+        "exists": plan.directory.config.is_file(),
+        "running": str(holder) if holder else None,
+        "stages": rows,
+        "extra": list(plan.extra),
+        "drift": [
+            {"field": item.name, "old": item.old, "new": item.new, "stages": list(item.stages), "said": str(item)}
+            for item in plan.drift
+        ],
+        "accepted_drift": [dict(item) for item in plan.accepted],
+        "problem": str(plan.problem) if plan.problem else None,
+        "next": "wait: " + str(holder) + " is working here" if holder else next_step(plan),
+        "seconds": round(sum(row["seconds"] or 0 for row in rows), 3),
+        "tokens": {kind: sum((row["tokens"] or {}).get(kind, 0) for row in rows) for kind in ("prompt", "generated")},
+    }
+
+
+def next_step(plan: Plan) -> str:
+    """What `run` would do with these settings, in one sentence."""
+    if damaged := [stage for stage in plan.stages if stage.state == "damaged"]:
+        return f"stop: {damaged[0].problem}"
+    if stale := [stage.key for stage in plan.stages if stage.action == "stop"]:
+        return f"stop before any work: {', '.join(stale)} were made with other settings"
+    if plan.problem is not None:
+        return f"stop: {plan.problem}"
+    kept = sum(stage.action in ("reuse", "accept") for stage in plan.stages)
+    work = [stage for stage in plan.stages if stage.action in NEXT]
+    if not work:
+        return f"nothing to do: {kept} stages are reused"
+    first, parts = work[0], f" behind {work[0].num_parts} committed parts" if work[0].action == "go on" else ""
+    rest = f", then {len(work) - 1} more" if len(work) > 1 else ""
+    return f"{f'{kept} stages are reused; ' if kept else ''}{NEXT[first.action]} {first.key}{parts}{rest}"
 
 
 def render_status(stages: Sequence[Mapping[str, Any]], width: int = 80) -> str:
-    """The same for people."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("stage")
-    table.add_column("state")
-    for heading in ("in", "out", "dropped", "seconds", "tokens"):
-        table.add_column(heading, justify="right")
-    for row in stages:
-        if row["state"] == "done":
-            counts = row["counts"]
-            tokens = sum(row["tokens"].values())
-            cells = [str(counts["in"]), str(counts["out"]), str(sum(counts["dropped"].values())), f"{row['seconds']:.1f}"]
-            table.add_row(row["stage"], row["state"], *cells, f"{tokens:,}" if tokens else "-")
-        else:
-            table.add_row(row["stage"], row["state"])
+    """The rows for people."""
     console = Console(width=max(width, 60), file=io.StringIO(), record=True, highlight=False, markup=False)
-    console.print(table)
-    done = sum(row["state"] == "done" for row in stages)
-    console.print(f"{done} of {len(stages)} stages done")
+    console.print(_table(stages))
+    console.print(f"{sum(row['state'] == 'done' for row in stages)} of {len(stages)} stages done")
     return console.export_text()
 
 
-def _has_work(folder: Path) -> bool:
-    """Whether a stage left files before it was stopped; evaluations inside a stage's folder are their own stage."""
-    return folder.is_dir() and any(item.name != "evals" for item in folder.iterdir())
+def render_plan(status: Mapping[str, Any], config: Mapping[str, Any], width: int = 80) -> str:
+    """What `plan_status` gives, for people; `config` are the settings of now as a plain tree."""
+    console = Console(width=max(width, 60), file=io.StringIO(), record=True, highlight=False, markup=False)
+    console.print(_table(status["stages"]))
+    rows, tokens = status["stages"], sum(status["tokens"].values())
+    spent = f"{status['seconds']:.0f} s and {tokens:,} tokens spent"
+    console.print(f"{sum(row['state'] == 'done' for row in rows)} of {len(rows)} stages done; {spent}")
+    if status["running"]:
+        console.print(f"running: {status['running']}")
+    for item in status["drift"]:
+        console.print(f"drift: {item['said']} ({', '.join(item['stages'])})")
+    for change in name_accepted(status["accepted_drift"], config):
+        console.print(f"accepted drift: {change} ({', '.join(change.stages)})")
+    if status["extra"]:
+        console.print(f"not asked for by these settings: {', '.join(status['extra'])}")
+    console.print(f"next: {status['next']}")
+    return console.export_text()
+
+
+def _row(key: str, folder: Path) -> Json:
+    record = read_record(folder)
+    row: Json = {"stage": key, "state": "done" if record else "started" if has_work(folder) else "waiting", "parts": 0}
+    for field in ("counts", "seconds", "tokens", "fingerprint", "outputs"):
+        row[field] = record[field] if record else None
+    if record is None and (parts := find_parts(folder)):
+        told = [read_rows_metadata(part) for part in parts]
+        row["parts"] = len(parts)
+        row["seconds"] = round(sum(float(item.get("seconds", "0")) for item in told), 3)
+        row["tokens"] = {kind: sum(int(item.get(f"{kind}_tokens", "0")) for item in told) for kind in ("prompt", "generated")}
+    return row
+
+
+def _planned(stage: PlannedStage) -> Json:
+    changes = [{"field": item.field, "old": item.old, "new": item.new} for item in stage.changes]
+    return {"state": stage.state, "action": stage.action, "changes": changes, "problem": stage.problem}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("stage", no_wrap=True, min_width=max((len(row["stage"]) for row in rows), default=0))
+    table.add_column("state")
+    with_plan = any("action" in row for row in rows)
+    if with_plan:
+        table.add_column("run would")
+    for heading in ("in", "out", "dropped", "seconds", "tokens"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        counts, tokens = row["counts"], sum((row["tokens"] or {}).values())
+        cells = [str(counts["in"]), str(counts["out"]), str(sum(counts["dropped"].values()))] if counts else ["", "", ""]
+        cells.append("" if row["seconds"] is None else f"{row['seconds']:.1f}")
+        cells.append(f"{tokens:,}" if tokens else "-" if counts else "")
+        state = row["state"] + (f", {row['parts']} parts" if row["parts"] else "")
+        table.add_row(row["stage"], state, *([row["action"]] if with_plan else []), *cells)
+    return table

@@ -12,6 +12,7 @@ from typing import Any
 
 from selfreward.artifacts import RunDir, derive_seed, read_json, write_json
 from selfreward.config import POLICY, Config
+from selfreward.drift import ACCEPTED
 from selfreward.report.reading import (
     Json,
     finished_models,
@@ -85,8 +86,17 @@ def build_summary(run_dir: RunDir) -> Json:
         "rounds": rounds,
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "tokens": {kind: sum(record["tokens"][kind] for record in records) for kind in ("prompt", "generated")},
+        "accepted_drift": accepted_drift(records),
     }
     return summary | {"verdict": judge_run(summary)}
+
+
+def accepted_drift(records: Iterable[Mapping[str, Any]]) -> list[Json]:
+    """Every difference that somebody accepted, once."""
+    found: list[Json] = []
+    for record in records:
+        found += [item for item in record.get(ACCEPTED, ()) if item not in found]
+    return found
 
 
 def _model(run_dir: RunDir, config: Config, name: str) -> Json:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from selfreward.drift import ACCEPTED, name_accepted
 from selfreward.report.reading import estimate
 
 Word = Literal["improving", "gaming itself", "getting worse", "no change", "not measured"]
@@ -34,7 +35,10 @@ def judge_run(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def find_warnings(summary: Mapping[str, Any]) -> list[str]:
     """Known ways to fail (docs: method, "Known ways to fail") that the figures show, as sentences."""
-    found = []
+    found = [
+        f"Made with differing settings, as somebody accepted: {change} ({', '.join(change.stages)})."
+        for change in name_accepted(summary.get(ACCEPTED, ()), summary.get("config", {}))
+    ]
     models = {row["model"]: row for row in summary["models"]}
     for name, row in models.items():
         for figure, limit, text in (

@@ -1,6 +1,6 @@
 """Who plays a role in a round: the live model, the run's frozen M1, a model folder, an endpoint, or a scripted table."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,10 @@ def frozen_player(setting: str, config: Config) -> Player:
     return Player(setting, setting, {**_local_section(config), "weights": weights_of(resolve_model_path(setting))})
 
 
-def weights_of(path: str) -> str:
-    """What identifies a model's weights: the hash of its folder; a hub id not on this disk yet stands for itself."""
-    return hash_model(path) if Path(path).is_dir() else path
+def weights_of(path: str, look: Callable[[], None] = lambda: None) -> str:
+    """What identifies a model's weights: the hash of its folder; a hub id not on this disk yet stands for itself. `look` is
+    called now and then while a large folder is read."""
+    return hash_model(path, look) if Path(path).is_dir() else path
 
 
 def model_name(model: Artifact) -> str:

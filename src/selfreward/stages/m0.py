@@ -20,7 +20,7 @@ def run(run: Run) -> Artifact:
     config = run.config.model
     path = resolve_model_path(config.path)
     sections = {
-        "weights": weights_of(path),
+        "weights": weights_of(path, run.stop.check),
         "chat_template": _template_section(config, path),
     }
 

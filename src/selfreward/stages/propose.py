@@ -14,7 +14,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -32,6 +32,7 @@ from selfreward.progress import Advance
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.stages._prompt_file import PromptRow, read_prompt_file
 from selfreward.stages._roles import cast_role, model_name
+from selfreward.stopping import Stop
 from selfreward.types import Counts, Demonstration, Drop, Generation, Prompt, RankedSet, Request, Sampling
 
 MAX_BATCH = 256
@@ -96,8 +97,15 @@ def _read(seed: Artifact, previous: Sequence[Artifact], stage: Stage) -> Counts:
     template = load_rubric(config.template, "propose")
     collector = _open_collector(stage, template, _ROW_PREFIX, seed, previous)
     with stage.run.progress.task(f"{stage.key}: accepted", config.num_prompts) as advance:
-        collector.collect_rows(read_prompt_file(path, after), advance)
+        collector.collect_rows(_until_stopped(read_prompt_file(path, after), stage.run.stop), advance)
     return _store(stage, collector, {"path": path, "after_line": after})
+
+
+def _until_stopped(rows: Iterable[PromptRow], stop: Stop) -> Iterator[PromptRow]:
+    """The rows, as long as nobody wants the run to stop: no chunk looks where no model is asked."""
+    for row in rows:
+        stop.check()
+        yield row
 
 
 def _filter_section(config: ProposeConfig, exclude: set[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ files holds out the same prompts. Rows that leave are counted: the source's own 
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from selfreward.artifacts import Artifact, Run, Stage, hash_file, read_json, read_rows
@@ -50,7 +50,7 @@ def run(run: Run) -> Artifact:
     config = run.config.seed
     # Contents count, not where they lie.
     section = config.model_dump(mode="json", exclude={"path": True, "sources": {"__all__": {"path", "allow_download"}}})
-    artifact = run.stage("seed", {"seed": section, "files": source_hashes(config)}, {}, _work)
+    artifact = run.stage("seed", {"seed": section, "files": source_hashes(config, run.stop.check)}, {}, _work)
     if run.config.mode == "self-rewarding":
         # Said while the tables are made, before they count as finished; again here, for a finished stage and another rubric.
         targets = read_rows(artifact.path / "eft_train.parquet", EftExample)
@@ -69,7 +69,7 @@ def located_sources(config: SeedConfig) -> tuple[SourceConfig, ...]:
     )
 
 
-def source_hashes(config: SeedConfig) -> dict[str, str]:
+def source_hashes(config: SeedConfig, look: Callable[[], None] = lambda: None) -> dict[str, str]:
     """Content hash of each file that is read, by source and name: of a folder all files in it, of the micro-world the
     files that stand for it. A data set of the hub is known by its name."""
     hashes = {}
@@ -77,7 +77,7 @@ def source_hashes(config: SeedConfig) -> dict[str, str]:
         with tempfile.TemporaryDirectory(prefix="selfreward-") as folder:
             path = Path(_as_files(source, Path(folder), config).path).expanduser()
             files = sorted(path.iterdir()) if path.is_dir() else [path]
-            found = {f"{place}/{f.name}": hash_file(f) for f in files if f.is_file() and not f.name.startswith(".")}
+            found = {f"{place}/{f.name}": hash_file(f, look) for f in files if f.is_file() and not f.name.startswith(".")}
             hashes.update(found or {f"{place}": source.path})
     return hashes
 
@@ -96,6 +96,7 @@ def _work(stage: Stage) -> Counts:
     with stage.rejecting() as keep:
 
         def reject(drop: Drop, source: int) -> None:
+            stage.run.stop.check()  # splitting can take long too
             notes[source].dropped[drop.reason] += 1
             keep(drop)
 
@@ -103,6 +104,7 @@ def _work(stage: Stage) -> Counts:
         for place, source in enumerate(located_sources(config)):
             with stage.run.progress.task(f"seed: {source.path or source.format}", None) as advance:
                 for item in _read(stage, (place, source), notes[place], ids):
+                    stage.run.stop.check()
                     if isinstance(item, Drop):
                         reject(item, place)
                     else:

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from selfreward.config import DpoConfig, OptimConfig
-from selfreward.environment import describe_versions
+from selfreward.environment import current_versions
 from selfreward.errors import ModelError, TrainingError
 from selfreward.progress import Advance
 from selfreward.storage import fingerprint, hash_model
@@ -233,7 +233,7 @@ def open_checkpoints(
     """The checkpoints of one training, told from others by all that decides its result; None without a place for them."""
     if context.keep is None:
         return None
-    versions = describe_versions()
+    versions = current_versions()
     identity = {
         "training": context.keep.name,
         "kind": kind,
