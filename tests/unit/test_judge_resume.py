@@ -118,7 +118,7 @@ def test_other_settings_or_data_need_another_place(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"judge\.num_votes was 3, is 1.*Give another --out, or delete .*s\.parquet\.run"):
         judge(data, "scripted:random", agreement=True, out=out, num_votes=1)
     ranked(data, 3)
-    with pytest.raises(UsageError, match="data was"):
+    with pytest.raises(UsageError, match="data changed"):
         judge(data, "scripted:random", agreement=True, out=out)
     (tmp_path / "mine.parquet").write_text("precious")
     with pytest.raises(UsageError, match=r"is there already, and not from this command"):
