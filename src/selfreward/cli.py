@@ -259,12 +259,14 @@ def preset(name: str) -> Path:
 def _execute(config: "Config", as_json: bool, until: str | None = None) -> None:
     from selfreward.artifacts import Run
     from selfreward.pipeline import run_pipeline, stage_keys
-    from selfreward.preflight import check_config
+    from selfreward.preflight import WARNING, check_config
     from selfreward.progress import RichProgress
 
     if until is not None and until not in stage_keys(config):
         raise UsageError(f"unknown stage {until!r}; this config has: {', '.join(stage_keys(config))}")
-    check_config(config)
+    for line in check_config(config):
+        if line.startswith(WARNING):
+            typer.echo(line, err=True)
     with Run.open(config, RichProgress()) as run:
         run_pipeline(run, until)
         if run.num_stages["reused"]:
@@ -307,7 +309,8 @@ def main() -> None:
     try:
         app()
     except SelfRewardError as error:
-        typer.echo(f"error: {error}", err=True)
+        for problem in error.problems:
+            typer.echo(f"error: {problem}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo(INTERRUPTED, err=True)

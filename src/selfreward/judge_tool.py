@@ -37,8 +37,8 @@ from selfreward.evals.head_to_head import Comparison, Contest, compare_by_judge
 from selfreward.evals.judge_health import HEALTH_RULE, PAIR_RULE, JudgedSet, health_figures, pair_measures
 from selfreward.evals.judge_quality import ORDER_RULE, TIE_RULE, judge_measures
 from selfreward.evals.judging import judge_responses, responses_of, scored_sets
-from selfreward.judging import check_judge_mode, judge_settings
-from selfreward.preflight import check_judge_engines, check_role
+from selfreward.judging import judge_settings
+from selfreward.preflight import check_judge
 from selfreward.progress import Progress
 from selfreward.rubrics import Rubric, read_rubric
 from selfreward.sources import Reading, Record, read_source
@@ -140,10 +140,7 @@ def _check(options: Options, config: Config, rubric: Rubric) -> None:
         raise UsageError(f"--k {options.num_votes} is for scores; the pairwise rubric {rubric.name!r} asks once in each order")
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit {options.limit} must be at least 1")
-    if rubric.kind == "pointwise":
-        check_judge_mode(rubric, config)
-        check_judge_engines(config)
-    check_role(config, "--model", options.model, rubric)
+    check_judge(config, "--model", options.model, rubric)
     _check_out(options)
 
 

@@ -258,6 +258,19 @@ def _sampled_judgements_justify(config: "Config") -> Problems:
         yield "judge.justify=false needs judge.mode=expected: sampled judgements justify their scores"
 
 
+def _at_once_is_once(config: "Config") -> Problems:
+    judge = config.judge
+    if judge.mode == "sampled" or judge.justify:
+        return
+    votes = {"judge.num_votes": judge.num_votes, "eval.num_votes": config.eval.num_votes}
+    votes |= {f"judge.panel[{number}].num_votes": seat.num_votes for number, seat in enumerate(judge.panel) if seat.num_votes}
+    for name, number in votes.items():
+        if number != 1:
+            yield f"{name}={number}, but judge.justify=false samples nothing, so votes are equal; set {name}=1"
+    if judge.max_retries:
+        yield f"judge.max_retries={judge.max_retries}, but judge.justify=false samples nothing to try again; set it to 0"
+
+
 def _oracle_has_its_world(config: "Config") -> Problems:
     formats = [source.format for source in config.seed.sources]
     if config.eval.oracle and formats and "lab" not in formats:
@@ -373,6 +386,12 @@ RULES: tuple[Rule, ...] = (
         "Only expected scores go without a justification.",
         ("judge.mode", "judge.justify"),
         _sampled_judgements_justify,
+    ),
+    Rule(
+        "at-once-is-once",
+        "Scores without a justification are asked for once: they are always the same.",
+        ("judge.mode", "judge.justify", "judge.num_votes", "judge.panel", "judge.max_retries", "eval.num_votes"),
+        _at_once_is_once,
     ),
     Rule(
         "oracle-has-its-world",

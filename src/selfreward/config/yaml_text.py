@@ -179,7 +179,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         return text.lower() == "true"
     if kind == "int" and _OCTAL.fullmatch(text):
         raise ConfigError(
-            f"line {_line(node)}: {shown(text)} begins with 0, which some read as octal; leave the 0 out, or put a text in quotes"
+            f"line {_line(node)}: {shown(text)} begins with 0, which may mean octal; leave the 0 out, or put a text in quotes"
         )
     try:
         if kind == "int":
