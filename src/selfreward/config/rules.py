@@ -1,22 +1,16 @@
 """The table of rules: settings that contradict each other, each rule with a name. docs/config-checks.md is made of it.
 
-A rule looks at valid values only. It yields one line for each contradiction: the settings with their values, why they do not go
-together, and which to change.
+A rule looks at valid values only; what it looks at, `holds` says.
 """
 
-import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from selfreward.config.endpoints import ENDPOINT_PREFIX, endpoint_name
-from selfreward.config.players import POLICY
+from selfreward.config import holds
 
 if TYPE_CHECKING:
-    from selfreward.config.seed import SourceConfig
     from selfreward.config.tree import Config
-
-Problems = Iterator[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +20,7 @@ class Rule:
     name: str
     says: str
     reads: tuple[str, ...]
-    problems: "Callable[[Config], Problems]"
+    problems: "Callable[[Config], holds.Problems]"
 
     @property
     def sections(self) -> frozenset[str]:
@@ -51,354 +45,131 @@ def broken_rules(config: "Config", valid: frozenset[str] | None = None) -> list[
     return [Broken(rule, problem) for rule in rules for problem in rule.problems(config)]
 
 
-# --- the model, the engine and who plays a role ------------------------------------------------------------------------
-
-
-def _start_is_trainable(config: "Config") -> Problems:
-    if endpoint_name(config.model.path) is not None:
-        yield (
-            f"model.path={config.model.path!r}: an endpoint cannot be trained; give a model folder (roles may name endpoints)"
-        )
-
-
-def _endpoints_exist(config: "Config") -> Problems:
-    roles = {"judge.model": config.judge.model, "propose.model": config.propose.model}
-    roles |= {f"judge.panel[{place}].model": seat.model for place, seat in enumerate(config.judge.panel) if seat.model}
-    for setting, model in roles.items():
-        name = endpoint_name(model)
-        if name is None or name in config.endpoints:
-            continue
-        near = difflib.get_close_matches(name, config.endpoints, n=1)
-        hint = f"did you mean {ENDPOINT_PREFIX}{near[0]}? " if near else ""
-        known = ", ".join(config.endpoints) or "none"
-        yield f"{setting}={model!r} names no endpoint; {hint}endpoints knows: {known}"
-
-
-def _script_is_there(config: "Config") -> Problems:
-    if config.engine.name == "scripted" and not config.engine.script:
-        yield "engine.name=scripted needs engine.script"
-
-
-def _script_is_read(config: "Config") -> Problems:
-    if config.engine.name != "scripted" and config.engine.script:
-        yield (
-            f"engine.script={config.engine.script!r} is not read with engine.name={config.engine.name}; "
-            "set engine.name=scripted, or remove it"
-        )
-
-
-# --- seed data --------------------------------------------------------------------------------------------------------
-
-
-def _sources_are_there(config: "Config") -> Problems:
-    if not config.seed.sources:
-        yield "seed.sources must hold one source at least, such as [{format: lab}]"
-
-
-def _sources_have_paths(config: "Config") -> Problems:
-    seed = config.seed
-    open_ones = [source for source in seed.sources if source.format != "lab" and not source.path]
-    if open_ones and not seed.path:
-        yield f"a source of format {open_ones[0].format} in seed.sources needs a path; set its path, or seed.path"
-    if seed.path and seed.sources and not open_ones:
-        yield f"seed.path={seed.path!r} belongs to no source; set seed.sources=[{{format: auto}}] to read it"
-
-
-def _lab_has_no_path(config: "Config") -> Problems:
-    for place, source in enumerate(config.seed.sources):
-        if source.format == "lab" and source.path:
-            yield (
-                f"seed.sources[{place}].path={source.path!r} is not read with format=lab (the embedded micro-world); "
-                "remove one of them"
-            )
-
-
-def _some_response_fits(config: "Config") -> Problems:
-    for place, source in enumerate(config.seed.sources):
-        low, high = source.min_response_words, source.max_response_words
-        if low is not None and high is not None and low > high:
-            yield (
-                f"seed.sources[{place}]: min_response_words={low} is above max_response_words={high}: no response fits; "
-                "change either"
-            )
-
-
-def _something_to_train_on(config: "Config") -> Problems:
-    if config.seed.sources and all(source.split == "heldout" for source in config.seed.sources):
-        yield "seed.sources have split=heldout all: nothing is left to train on; give a source split=auto or train"
-
-
-def _sources_differ(config: "Config") -> Problems:
-    seen: dict[SourceConfig, int] = {}
-    for place, source in enumerate(config.seed.sources):
-        if source in seen:
-            yield f"seed.sources[{place}] is the same as seed.sources[{seen[source]}]; remove one"
-        seen.setdefault(source, place)
-
-
-def _eft_has_data(config: "Config") -> Problems:
-    if config.mode == "no-eft" and config.replay.num_items:
-        yield "replay.num_items needs EFT data, but mode=no-eft has none; set replay.num_items=0"
-
-
-def _enough_targets(config: "Config") -> Problems:
-    if config.mode == "self-rewarding" and config.seed.num_eft and config.eft.min_targets > config.seed.num_eft:
-        yield (
-            f"eft.min_targets={config.eft.min_targets} is above seed.num_eft={config.seed.num_eft}, the most there can be; "
-            "change either"
-        )
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
-def _batches_divide(config: "Config") -> Problems:
-    for name, options in (("sft", config.sft), ("dpo", config.dpo)):
-        if options.batch_size % options.micro_batch_size:
-            yield (
-                f"{name}.batch_size={options.batch_size} is not a multiple of {name}.micro_batch_size="
-                f"{options.micro_batch_size}; change either"
-            )
-
-
-def _rates_fall(config: "Config") -> Problems:
-    for name, options in (("sft", config.sft), ("dpo", config.dpo)):
-        if options.final_learning_rate > options.learning_rate:
-            yield (
-                f"{name}.final_learning_rate={options.final_learning_rate} is above {name}.learning_rate="
-                f"{options.learning_rate}; lower it"
-            )
-
-
-# --- a round ----------------------------------------------------------------------------------------------------------
-
-
-def _some_proposal_fits(config: "Config") -> Problems:
-    propose = config.propose
-    if propose.min_words > propose.max_words:
-        yield (
-            f"propose.min_words={propose.min_words} is above propose.max_words={propose.max_words}: no proposal fits; "
-            "change either"
-        )
-
-
-def _banned_words_are_words(config: "Config") -> Problems:
-    if not all(word.strip() for word in config.propose.banned_words):
-        yield "propose.banned_words holds an empty text; remove it"
-
-
-def _prompt_file_is_named(config: "Config") -> Problems:
-    propose = config.propose
-    if propose.source == "file" and not propose.path:
-        yield "propose.source=file needs propose.path"
-    if propose.source != "file" and propose.path is not None:
-        yield f"propose.path={propose.path!r} is not read with propose.source={propose.source}; set propose.source=file"
-
-
-def _file_asks_nobody(config: "Config") -> Problems:
-    if config.propose.source == "file" and config.propose.model != POLICY:
-        yield f"propose.model={config.propose.model!r} is not asked with propose.source=file; remove one of them"
-
-
-def _enough_attempts(config: "Config") -> Problems:
-    propose = config.propose
-    if propose.max_attempts < propose.num_prompts:
-        yield (
-            f"propose.max_attempts={propose.max_attempts} is below propose.num_prompts={propose.num_prompts}: there cannot be "
-            "that many; change either"
-        )
-
-
-def _enough_prompts(config: "Config") -> Problems:
-    if config.num_rounds and config.pair.min_pairs > config.propose.num_prompts:
-        yield (
-            f"pair.min_pairs={config.pair.min_pairs} is above propose.num_prompts={config.propose.num_prompts}: a prompt gives "
-            "one pair at most; change either"
-        )
-
-
-# --- judging and measuring ----------------------------------------------------------------------------------------------
-
-
-def _votes_suffice(config: "Config") -> Problems:
-    judge = config.judge
-    for place, seat in enumerate(judge.members):
-        name = f"judge.panel[{place}]" if judge.panel and judge.panel[place].num_votes else "judge"
-        if judge.min_votes > seat.num_votes:
-            yield (
-                f"judge.min_votes={judge.min_votes} is above {name}.num_votes={seat.num_votes}; lower it or ask for more votes"
-            )
-            return
-
-
-def _heldout_votes_suffice(config: "Config") -> Problems:
-    if config.judge.min_votes > config.eval.num_votes:
-        yield (
-            f"eval.num_votes={config.eval.num_votes} is below judge.min_votes={config.judge.min_votes}: no held-out response "
-            "could get a score; raise eval.num_votes or lower judge.min_votes"
-        )
-
-
-def _retries_differ(config: "Config") -> Problems:
-    if config.judge.max_retries and config.judge.temperature == 0:
-        yield (
-            f"judge.max_retries={config.judge.max_retries} asks again, but with judge.temperature=0 the reply is always the "
-            "same; change either"
-        )
-
-
-def _seats_differ(config: "Config") -> Problems:
-    seats = [(member.model, member.rubric) for member in config.judge.members]
-    if twice := [seat for seat in seats if seats.count(seat) > 1]:
-        yield f"judge.panel: model {twice[0][0]!r} with rubric {twice[0][1]!r} sits there twice; raise its num_votes"
-
-
-def _sampled_judgements_justify(config: "Config") -> Problems:
-    if config.judge.mode == "sampled" and not config.judge.justify:
-        yield "judge.justify=false needs judge.mode=expected: sampled judgements justify their scores"
-
-
-def _at_once_is_once(config: "Config") -> Problems:
-    judge = config.judge
-    if judge.mode == "sampled" or judge.justify:
-        return
-    votes = {"judge.num_votes": judge.num_votes, "eval.num_votes": config.eval.num_votes}
-    votes |= {f"judge.panel[{number}].num_votes": seat.num_votes for number, seat in enumerate(judge.panel) if seat.num_votes}
-    for name, number in votes.items():
-        if number != 1:
-            yield f"{name}={number}, but judge.justify=false samples nothing, so votes are equal; set {name}=1"
-    if judge.max_retries:
-        yield f"judge.max_retries={judge.max_retries}, but judge.justify=false samples nothing to try again; set it to 0"
-
-
-def _oracle_has_its_world(config: "Config") -> Problems:
-    formats = [source.format for source in config.seed.sources]
-    if config.eval.oracle and formats and "lab" not in formats:
-        yield f"eval.oracle needs a seed source of format lab, got {', '.join(formats)}; set eval.oracle=false"
-
-
-def _oracle_is_on(config: "Config") -> Problems:
-    if config.eval.head_to_head == "oracle" and not config.eval.oracle:
-        yield "eval.head_to_head=oracle compares oracle scores; set eval.oracle=true, or another head_to_head"
-
-
 RULES: tuple[Rule, ...] = (
-    Rule("start-is-trainable", "The run's model is no endpoint.", ("model.path",), _start_is_trainable),
+    Rule("start-is-trainable", "The run's model is no endpoint.", ("model.path",), holds.start_is_trainable),
     Rule(
         "endpoints-exist",
         "Each `endpoint:NAME` of a role is described under `endpoints`.",
         ("judge.model", "judge.panel", "propose.model", "endpoints"),
-        _endpoints_exist,
+        holds.endpoints_exist,
     ),
-    Rule("script-is-there", "The scripted engine has a script.", ("engine.name", "engine.script"), _script_is_there),
+    Rule("script-is-there", "The scripted engine has a script.", ("engine.name", "engine.script"), holds.script_is_there),
     Rule(
-        "script-is-read", "A script is named for the scripted engine alone.", ("engine.name", "engine.script"), _script_is_read
+        "script-is-read",
+        "A script is named for the scripted engine alone.",
+        ("engine.name", "engine.script"),
+        holds.script_is_read,
     ),
-    Rule("sources-are-there", "There is a seed source.", ("seed.sources",), _sources_are_there),
+    Rule("sources-are-there", "There is a seed source.", ("seed.sources",), holds.sources_are_there),
     Rule(
         "sources-have-paths",
         "Each seed source has a path, its own or `seed.path`, and `seed.path` belongs to one.",
         ("seed.sources", "seed.path"),
-        _sources_have_paths,
+        holds.sources_have_paths,
     ),
-    Rule("lab-has-no-path", "The micro-world is read from no path.", ("seed.sources",), _lab_has_no_path),
+    Rule("lab-has-no-path", "The micro-world is read from no path.", ("seed.sources",), holds.lab_has_no_path),
     Rule(
         "some-response-fits",
         "A source's shortest response is no longer than its longest.",
         ("seed.sources",),
-        _some_response_fits,
+        holds.some_response_fits,
     ),
-    Rule("something-to-train-on", "Not all seed sources are held out.", ("seed.sources",), _something_to_train_on),
-    Rule("sources-differ", "No seed source is there twice.", ("seed.sources",), _sources_differ),
-    Rule("eft-has-data", "Judge training in the rounds needs EFT data.", ("mode", "replay.num_items"), _eft_has_data),
+    Rule("something-to-train-on", "Not all seed sources are held out.", ("seed.sources",), holds.something_to_train_on),
+    Rule("sources-differ", "No seed source is there twice.", ("seed.sources",), holds.sources_differ),
+    Rule("eft-has-data", "Judge training in the rounds needs EFT data.", ("mode", "replay.num_items"), holds.eft_has_data),
     Rule(
         "enough-targets",
         "As many EFT targets as are needed may be kept.",
         ("mode", "eft.min_targets", "seed.num_eft"),
-        _enough_targets,
+        holds.enough_targets,
     ),
     Rule(
         "batches-divide",
         "A batch is a whole number of micro-batches.",
         ("sft.batch_size", "sft.micro_batch_size", "dpo.batch_size", "dpo.micro_batch_size"),
-        _batches_divide,
+        holds.batches_divide,
     ),
     Rule(
         "rates-fall",
         "The last learning rate is not above the first.",
         ("sft.learning_rate", "sft.final_learning_rate", "dpo.learning_rate", "dpo.final_learning_rate"),
-        _rates_fall,
+        holds.rates_fall,
     ),
     Rule(
         "some-proposal-fits",
         "The shortest new prompt is no longer than the longest.",
         ("propose.min_words", "propose.max_words"),
-        _some_proposal_fits,
+        holds.some_proposal_fits,
     ),
-    Rule("banned-words-are-words", "No banned word is empty.", ("propose.banned_words",), _banned_words_are_words),
+    Rule("banned-words-are-words", "No banned word is empty.", ("propose.banned_words",), holds.banned_words_are_words),
     Rule(
         "prompt-file-is-named",
         "`propose.path` is there for `propose.source=file`, and only then.",
         ("propose.source", "propose.path"),
-        _prompt_file_is_named,
+        holds.prompt_file_is_named,
     ),
     Rule(
         "file-asks-nobody",
         "Prompts from a file are proposed by no model.",
         ("propose.source", "propose.model"),
-        _file_asks_nobody,
+        holds.file_asks_nobody,
     ),
     Rule(
         "enough-attempts",
         "As many proposals may be made as prompts are wanted.",
         ("propose.max_attempts", "propose.num_prompts"),
-        _enough_attempts,
+        holds.enough_attempts,
     ),
     Rule(
         "enough-prompts",
         "A round has as many prompts as it needs pairs.",
         ("num_rounds", "pair.min_pairs", "propose.num_prompts"),
-        _enough_prompts,
+        holds.enough_prompts,
     ),
     Rule(
         "votes-suffice",
         "Each judge is asked for as many votes as a score needs.",
         ("judge.min_votes", "judge.num_votes", "judge.panel"),
-        _votes_suffice,
+        holds.votes_suffice,
     ),
     Rule(
         "heldout-votes-suffice",
         "Held-out responses get as many votes as a score needs.",
         ("judge.min_votes", "eval.num_votes"),
-        _heldout_votes_suffice,
+        holds.heldout_votes_suffice,
     ),
     Rule(
-        "retries-differ", "Who asks again can get another reply.", ("judge.max_retries", "judge.temperature"), _retries_differ
+        "retries-differ",
+        "Who asks again can get another reply.",
+        ("judge.max_retries", "judge.temperature"),
+        holds.retries_differ,
     ),
     Rule(
         "seats-differ",
         "No model sits in the panel twice with one rubric.",
         ("judge.panel", "judge.model", "judge.rubric"),
-        _seats_differ,
+        holds.seats_differ,
     ),
     Rule(
         "judgements-justify",
         "Only expected scores go without a justification.",
         ("judge.mode", "judge.justify"),
-        _sampled_judgements_justify,
+        holds.sampled_judgements_justify,
     ),
     Rule(
         "at-once-is-once",
         "Scores without a justification are asked for once: they are always the same.",
         ("judge.mode", "judge.justify", "judge.num_votes", "judge.panel", "judge.max_retries", "eval.num_votes"),
-        _at_once_is_once,
+        holds.at_once_is_once,
     ),
     Rule(
         "oracle-has-its-world",
         "The oracle knows the micro-world alone.",
         ("eval.oracle", "seed.sources"),
-        _oracle_has_its_world,
+        holds.oracle_has_its_world,
     ),
-    Rule("oracle-is-on", "Comparisons by the oracle need its scores.", ("eval.head_to_head", "eval.oracle"), _oracle_is_on),
+    Rule(
+        "oracle-is-on", "Comparisons by the oracle need its scores.", ("eval.head_to_head", "eval.oracle"), holds.oracle_is_on
+    ),
 )
 """Every rule. Where a rule needs files (a rubric, a model folder), it stands in `preflight`."""
