@@ -50,7 +50,7 @@ def test_overrides_reach_an_endpoint(tmp_path: Path) -> None:
         ({"api_key_env": SECRET.replace("-", "_")}, "must be the name of an environment variable, in capitals"),
         ({"api_key_env": [SECRET]}, "endpoints.far.api_key_env must be a text"),
         ({"base_url": [f"http://me:{SECRET}@host/v1"]}, "endpoints.far.base_url[0] looks like a user and password"),
-        ({"api_key": SECRET}, "unknown setting 'endpoints.far.api_key': a config holds no key: export it"),
+        ({"api_key": SECRET}, "unknown setting 'endpoints.far.api_key': a config holds no secret: export it"),
     ],
 )
 def test_what_may_hold_a_secret_is_refused_without_repeating_it(changes: dict[str, Any], said: str) -> None:

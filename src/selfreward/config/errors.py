@@ -52,7 +52,7 @@ def explain(item: Any, root: type[BaseModel], shell: bool = False) -> str:
     value = item["input"]
     if value is None and kind in ("model_type", "dict_type"):
         return f"{key} is empty; put settings below it, or remove it"
-    got = key if loc[0] in SECRETIVE else f"{key}={shown(value)}"
+    got = f"{key} is empty and" if value is None else key if loc[0] in SECRETIVE else f"{key}={shown(value)}"
     if kind == "string_type":
         return f"{got} must be a text{_quoted(key, value, shell)}"
     if kind == "literal_error":

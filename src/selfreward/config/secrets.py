@@ -6,13 +6,13 @@ from typing import Any
 
 from selfreward.config.yaml_text import Path
 
-ADVICE = "a config holds no key: export it in an environment variable and name that in endpoints.NAME.api_key_env"
+ADVICE = "a config holds no secret: export it in an environment variable (an endpoint's is named in its api_key_env)"
 
 _NAME = re.compile(
     r"(?i)(.*[_-])?(api_?key|key|secrets?|passwords?|passwd|pwd|(api|auth|access|bearer|hf)_?token|token|bearer)"
 )
 _VALUE = re.compile(
-    r"\b(sk|rk|pk)-[A-Za-z0-9_-]{16,}"  # OpenAI and others
+    r"\b(sk|rk|pk)-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}"  # OpenAI and others
     r"|\bhf_[A-Za-z0-9]{16,}"  # Hugging Face
     r"|\b(ghp|gho|ghs|ghu|github_pat|glpat)[_-][A-Za-z0-9_]{16,}"
     r"|\bxox[abps]-[A-Za-z0-9-]{10,}"

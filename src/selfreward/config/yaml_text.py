@@ -63,6 +63,11 @@ def parse_yaml(text: str) -> Parsed:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_syntax(error, text)) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"line {line}: is not valid YAML: the character {error.character:#06x} has no place in a text"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"is not valid YAML: {one_line(error)}") from error
     except RecursionError as error:
@@ -85,6 +90,10 @@ def _syntax(error: yaml.MarkedYAMLError, text: str) -> str:
         problem = "an alias (*) names no anchor (&)"
     elif "duplicate anchor" in problem:
         problem = "an anchor (&) is there twice"
+    elif "mapping values are not allowed" in problem:
+        problem = "a value holds ': '; put it in quotes"
+    elif "stream end" in problem:
+        problem = "it ends before a bracket or a quotation mark is closed"
     elif "cannot start any token" in problem:
         problem = f"{problem}; put the value in quotes"
     return f"{line}is not valid YAML: {problem}"

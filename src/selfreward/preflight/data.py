@@ -19,8 +19,12 @@ FIRST_ROWS = 20
 def check_sources(config: Config, findings: Findings) -> None:
     """Each source of seed data by its first rows; a line each."""
     for place, source in enumerate(located_sources(config.seed)):
+        label = f"seed.sources[{place}]"
         with findings.part():
-            findings.line(_check_source(config, source, f"seed.sources[{place}]"))
+            try:
+                findings.line(_check_source(config, source, label))
+            except DataError as error:  # the file's fault; which setting names it stands before it
+                raise DataError(f"{label}: {str(error).removeprefix(f'{label}: ')}") from error
 
 
 def _check_source(config: Config, source: SourceConfig, label: str) -> str:
