@@ -1,4 +1,4 @@
-"""Bad configs and what `selfreward check c.yaml WORDS` says about each: name -> (the file, the words, the lines after `error: `).
+"""Bad configs and what `selfreward check c.yaml WORDS` says of each: name -> (the file, the words, the lines after `error: `).
 
 The files are as people write them; see test_bad_configs.
 """

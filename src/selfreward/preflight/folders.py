@@ -159,18 +159,18 @@ def read_header(file: Path) -> dict[str, list[int]]:
 
     The format: 8 bytes with the header's length (little-endian), the header (JSON), and the weights up to the end of the file.
     """
-    size = file.stat().st_size
     try:
+        size = file.stat().st_size
         with file.open("rb") as opened:
             start = opened.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-            if not 2 <= length <= min(_MAX_HEADER, size - 8):
-                raise ModelError(
-                    f"{file.name} is cut or no safetensors file: it has {size:,} bytes, and its header does not fit in"
-                )
-            header = json.loads(opened.read(length))
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            text = opened.read(length) if 2 <= length <= min(_MAX_HEADER, size - 8) else None
     except OSError as error:
         raise ModelError(f"{file.name} cannot be read: {error.strerror}") from error
+    if text is None:
+        raise ModelError(f"{file.name} is cut or no safetensors file: it has {size:,} bytes, and its header does not fit in")
+    try:
+        header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file.name} is no safetensors file: its header is not JSON") from error
     shapes: dict[str, list[int]] = {}
