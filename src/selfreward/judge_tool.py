@@ -44,6 +44,7 @@ from selfreward.rubrics import Rubric, read_rubric
 from selfreward.sources import Reading, Record, read_source
 from selfreward.stages._roles import Player, frozen_player
 from selfreward.stages.judge import describe
+from selfreward.texts import counted
 from selfreward.types import Counts, Drop, Judgement, RankedSet, Vote
 
 SUFFIXES = (".parquet", ".jsonl")
@@ -183,7 +184,9 @@ def _read(options: Options, config: Config) -> Data:
     facts = _facts(reading, drops, str(options.data))
     if not sets:
         what = "ranked replies of one prompt" if options.agreement else "response"
-        raise DataError(f"{options.data} holds no {what} to judge: {reading.num_rows} rows read, dropped {facts['dropped']}")
+        raise DataError(
+            f"{options.data} holds no {what} to judge: {counted(reading.num_rows, 'row')} read, dropped {facts['dropped']}"
+        )
     return Data(sets, drops, facts)
 
 

@@ -85,7 +85,7 @@ def test_a_seed_file_that_cannot_be_read_is_no_fault_of_the_config(shell: Shell)
     assert (said.code, said.out) == (1, "")
     assert said.err.startswith(
         "error: seed.sources[0]: d.csv has an unknown format: its first rows have the fields ['answer', 'question']; the "
-        "nearest format is completion, which lacks 'prompt' (rename 'question'?) and 'completion' or 'response' (rename 'answer'?); "
+        "nearest format is completion, which lacks 'prompt' (rename 'question'?) and 'completion' or 'response' "
     )
     shell.write("name: a\nseed: {sources: [{path: d.csv}]}\nmodel: {path: nowhere}\n")
     assert shell.run("check", "c.yaml").code == 2, "a setting is wrong as well"

@@ -56,7 +56,8 @@ BAD: dict[str, tuple[Break, str]] = {
     "no settings": (drop("config.json"), "has no config.json; give a Hugging Face model folder"),
     "settings are no JSON": (
         put("config.json", "{"),
-        "cannot be used: config.json cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        "cannot be used: config.json cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 "
+        "(char 1)",
     ),
     "settings are a list": (put("config.json", []), "cannot be used: config.json must hold a JSON object"),
     "an adapter": (
@@ -183,8 +184,8 @@ def test_longer_than_the_context_is_a_warning(shell: Shell) -> None:
     assert [line for line in said.out.splitlines() if line.startswith("warning: ")] == [
         "warning: sft.max_length=64 is above the context of model.path, 32 tokens; longer examples are dropped as too_long",
         "warning: dpo.max_length=64 is above the context of model.path, 32 tokens; longer examples are dropped as too_long",
-        "warning: judge.max_tokens=32 leaves no room for a prompt in the context of model.path, 32 tokens; replies end with the "
-        "context and count as truncated",
+        "warning: judge.max_tokens=32 leaves no room for a prompt in the context of model.path, 32 tokens; replies end with "
+        "the context and count as truncated",
     ]
 
 

@@ -73,8 +73,8 @@ def test_a_check_and_a_run_stop_for_want_of_space(
         said = shell.run(command, "c.yaml")
         assert (said.code, said.out) == (2, "")
         assert re.fullmatch(
-            r"error: run_dir='runs': the run still writes about 1[\d,]+\.\d TB, but [\d.,]+ [GT]B is free: 1,000,000,002 models of "
-            r"4\.4 MB \(num_rounds=1000000000\), 13\.1 MB while training, .* set another run_dir, or lower these\n",
+            r"error: run_dir='runs': the run still writes about 1[\d,]+\.\d TB, but [\d.,]+ [GT]B is free: 1,000,000,002 "
+            r"models of 4\.4 MB \(num_rounds=1000000000\), 13\.1 MB while training, .* set another run_dir, or lower these\n",
             said.err.splitlines(keepends=True)[-1],
         )
     assert not (tmp_path / "runs").exists()

@@ -180,7 +180,7 @@ def _key(node: yaml.Node) -> str:
 
 def _scalar(node: yaml.ScalarNode) -> Any:
     text, kind = node.value, node.tag.removeprefix(_TAG)
-    if kind == "str":
+    if kind in ("str", "merge"):
         return text
     if kind == "null":
         return None

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from selfreward.artifacts import RunDir
 from selfreward.report.reading import read_config, read_record, stage_folders
+from selfreward.texts import counted
 
 
 def run_status(run_folder: str | Path) -> list[dict[str, Any]]:
@@ -45,7 +46,7 @@ def render_status(stages: Sequence[Mapping[str, Any]], width: int = 80) -> str:
     console = Console(width=max(width, 60), file=io.StringIO(), record=True, highlight=False, markup=False)
     console.print(table)
     done = sum(row["state"] == "done" for row in stages)
-    console.print(f"{done} of {len(stages)} stages done")
+    console.print(f"{done} of {counted(len(stages), 'stage')} done")
     return console.export_text()
 
 
