@@ -4,11 +4,10 @@ from pathlib import Path
 
 from selfreward.config import MAX_STOPS, POLICY, SCRIPTED_PREFIX, Config, EndpointConfig, endpoint_name
 from selfreward.engines import ROLE_PREFIXES, SCORES_CHOICES
-from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE
+from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, resolve_model_path
 from selfreward.engines.openai import need_package, read_key
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError
-from selfreward.lab import model_dir
 from selfreward.preflight.findings import Findings
 from selfreward.preflight.folders import ModelFolder, look_at, template_problem
 from selfreward.rubrics import Rubric
@@ -77,8 +76,11 @@ def check_script(name: str, setting: str) -> str:
 def check_model(config: Config, setting: str, path: str, needs_chat: bool, findings: Findings) -> ModelFolder | None:
     """A local folder must hold what loading needs; a hub id needs permission to download. None: there is no folder to read."""
     if path == EMBEDDED:
-        findings.line(f"{setting}: the embedded model")
-        return look_at(model_dir())
+        with findings.part():
+            found = look_at(Path(resolve_model_path(path)))
+            findings.line(f"{setting}: the embedded model")
+            return found
+        return None
     folder = Path(path)
     if not folder.exists():
         if config.model.allow_download:
