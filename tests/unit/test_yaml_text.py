@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfreward.config.overrides import apply, parse_override
@@ -22,6 +22,7 @@ TREES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(TEXTS, TREES, max_size=5))
 def test_what_is_written_as_yaml_is_read_again(tree: dict[str, Any]) -> None:
     assert parse_yaml(yaml.safe_dump(tree, allow_unicode=True, default_style='"')).value == tree
@@ -36,6 +37,7 @@ def problem_of(text: str) -> str:
     return ""
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     assert "\n" not in problem_of(text)
@@ -68,6 +70,7 @@ def test_what_is_merged_in_keeps_its_line_and_gives_way() -> None:
     assert (parsed.line_of(("own", "x")), parsed.line_of(("own", "y", "z")), parsed.line_of(("own", "w"))) == (5, 1, 2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12))
 def test_aliases_are_bounded_whatever_their_shape(width: int, depth: int) -> None:
     names = [f"n{level}" for level in range(depth + 1)]
