@@ -1,6 +1,7 @@
 """`selfreward check` on bad configs: one exact line for each problem, the exit code, nothing on standard output."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -155,13 +156,16 @@ def test_a_check_loads_no_model_library() -> None:
 
 
 def test_a_check_is_quick() -> None:
-    """Under 2 s where nothing else runs; on a busy machine the start-up of the program is the yardstick."""
-    check = min(_seconds("check", "configs/demo.yaml") for _ in range(3))
-    start = min(_seconds("--help") for _ in range(3))
-    assert check < max(2.0, 12 * start), f"check {check:.2f} s, --help {start:.2f} s"
+    """Under 2 s of work; how long a person waits for it on a busy machine is measured by the start-up of the program."""
+    checks, starts = ([_seconds(*words) for _ in range(3)] for words in (("check", "configs/demo.yaml"), ("--help",)))
+    work, waited, start = min(cpu for cpu, _ in checks), min(wall for _, wall in checks), min(wall for _, wall in starts)
+    assert work < 2.0, f"{work:.2f} s of CPU time"
+    assert waited < max(2.0, 25 * start), f"check {waited:.2f} s, --help {start:.2f} s"
 
 
-def _seconds(*words: str) -> float:
-    begun = time.perf_counter()
+def _seconds(*words: str) -> tuple[float, float]:
+    """(CPU time, time on the clock) of a command."""
+    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     assert selfreward(*words).returncode == 0
-    return time.perf_counter() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, time.perf_counter() - begun
