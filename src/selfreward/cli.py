@@ -293,7 +293,8 @@ def main() -> None:
         typer.echo(str(stop), err=True)
         sys.exit(stop.exit_code)
     except SelfRewardError as error:
-        typer.echo(f"error: {error}", err=True)
+        for problem in error.problems:
+            typer.echo(f"error: {problem}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo(INTERRUPTED, err=True)

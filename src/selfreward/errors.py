@@ -3,6 +3,7 @@
     SelfRewardError
     ├── UsageError           wrong command line or wrong call        exit 2, ValueError
     ├── ConfigError          a setting is wrong                      exit 2, ValueError
+    │   └── ProblemsError    several settings, or files that they name, are wrong; the exit code is the highest of theirs
     ├── MissingExtraError    an optional package is not installed    exit 2, ImportError
     └── RunError             the run cannot go on                    exit 1, RuntimeError
         ├── DataError        a data file or row is wrong             exit 1, ValueError
@@ -17,11 +18,18 @@ A message names what was got, what is allowed and which setting to turn. Each cl
 standard-library class that it specialises, so that callers can catch either.
 """
 
+from collections.abc import Sequence
+
 
 class SelfRewardError(Exception):
     """Base class. `exit_code` is what the command line returns: 1 failed, 2 wrong usage or config."""
 
     exit_code = 1
+
+    @property
+    def problems(self) -> "tuple[SelfRewardError, ...]":
+        """What is wrong, one error for each: the error itself, unless it stands for several."""
+        return (self,)
 
 
 class UsageError(SelfRewardError, ValueError):
@@ -34,6 +42,25 @@ class ConfigError(SelfRewardError, ValueError):
     """A setting is unknown, has a wrong value, or contradicts another one."""
 
     exit_code = 2
+
+
+class ProblemsError(ConfigError):
+    """Several things are wrong, all of them found before any work; its message has a line for each."""
+
+    def __init__(self, problems: Sequence[SelfRewardError]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self._problems = tuple(problems)
+        self.exit_code = max(problem.exit_code for problem in problems)
+
+    @property
+    def problems(self) -> tuple[SelfRewardError, ...]:
+        """Each of them."""
+        return self._problems
+
+    @staticmethod
+    def of(problems: Sequence[SelfRewardError]) -> SelfRewardError:
+        """The one problem itself, or all of several in one error."""
+        return problems[0] if len(problems) == 1 else ProblemsError(problems)
 
 
 class MissingExtraError(SelfRewardError, ImportError):

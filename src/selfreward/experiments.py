@@ -30,6 +30,7 @@ from selfreward.pipeline import run_pipeline
 from selfreward.progress import RichProgress
 from selfreward.report.html import write_report
 from selfreward.report.summary import write_summary
+from selfreward.texts import counted
 from selfreward.types import Estimate
 
 MAIN = "self_rewarding"
@@ -263,7 +264,7 @@ def _against_table(summary: Mapping[str, Any]) -> Table:
 
 
 def _levels_table(summary: Mapping[str, Any], name: str) -> Table:
-    table = Table(title=f"{name}: mean over {len(summary['seeds'])} seeds", title_justify="left")
+    table = Table(title=f"{name}: mean over {counted(len(summary['seeds']), 'seed')}", title_justify="left")
     for heading in ("model", "oracle", "exact", "greedy", "pairwise", "Spearman", "length"):
         table.add_column(heading)
     results = [result[name] for result in summary["seeds"].values()]

@@ -27,6 +27,7 @@ from selfreward.evals.judging import judge_ranked, scored_sets
 from selfreward.experiments import over_seeds, to_plain_tree
 from selfreward.judging import check_judge_mode, judge_settings, mean_mass, rubric_identity
 from selfreward.rubrics import Rubric, load_rubric
+from selfreward.texts import counted
 from selfreward.types import Counts, Drop, Judgement, RankedSet
 
 REFERENCE = "sampled-3"
@@ -99,7 +100,7 @@ def summarise(results: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -
 def modes_table(summary: Mapping[str, Any], width: int) -> str:
     """What the command prints: each mode's means, then the differences from the reference with their intervals."""
     console = Console(width=width, record=True, file=io.StringIO())
-    levels = Table(title=f"{summary['model']}: mean over {len(summary['runs'])} runs", title_justify="left")
+    levels = Table(title=f"{summary['model']}: mean over {counted(len(summary['runs']), 'run')}", title_justify="left")
     levels.add_column("mode")
     for heading in METRICS.values():
         levels.add_column(heading, justify="right")

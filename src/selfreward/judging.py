@@ -152,10 +152,8 @@ def rubric_identity(rubric: Rubric, config: JudgeConfig) -> str:
 
 
 def check_judge_mode(rubric: Rubric, config: Config) -> None:
-    """Raise ConfigError where `judge.mode`, `judge.justify`, the numbers of votes and the rubric do not go together."""
+    """Raise ConfigError where `judge.mode` and `judge.justify` do not go with the rubric."""
     judge, (low, high) = config.judge, rubric.scale
-    if judge.mode == "sampled" and not judge.justify:
-        raise ConfigError("judge.justify=false needs judge.mode=expected: sampled judgements justify their scores")
     if judge.mode == "sampled":
         return
     if low != int(low) or high != int(high):
@@ -170,15 +168,6 @@ def check_judge_mode(rubric: Rubric, config: Config) -> None:
         )
     if judge.justify:
         return
-    votes = {"judge.num_votes": judge.num_votes, "eval.num_votes": config.eval.num_votes}
-    votes |= {f"judge.panel[{number}].num_votes": seat.num_votes for number, seat in enumerate(judge.panel) if seat.num_votes}
-    for name, number in votes.items():
-        if number != 1:
-            raise ConfigError(f"{name}={number}, but judge.justify=false samples nothing, so votes are equal; set {name}=1")
-    if judge.max_retries:
-        raise ConfigError(
-            f"judge.max_retries={judge.max_retries}, but judge.justify=false samples nothing to try again; set it to 0"
-        )
     if not rubric.verdict_prefix:
         raise ConfigError(
             f"judge.justify=false: rubric {rubric.name!r} does not say what stands before a score; add verdict_prefix to its "

@@ -14,7 +14,7 @@ from selfreward.errors import StoppedError, UsageError
 from selfreward.locking import running
 from selfreward.pipeline import plan_pipeline, run_pipeline, stage_keys
 from selfreward.planning import Options, check_options
-from selfreward.preflight import check_config
+from selfreward.preflight import WARNING, check_config
 from selfreward.progress import RichProgress
 from selfreward.signals import stopping_on_signals
 from selfreward.stopping import Stop
@@ -25,7 +25,7 @@ def execute(config: Config, options: Options, as_json: bool = False) -> None:
     check_options(options, stage_keys(config))
     stop = Stop()
     with stopping_on_signals(stop):
-        check_config(config)
+        _warn(config)
         with Run.open(config, RichProgress()) as run:
             run.stop = stop
             try:
@@ -41,6 +41,13 @@ def execute(config: Config, options: Options, as_json: bool = False) -> None:
             typer.echo(f"{options.until} is done: {root / options.until}")
 
 
+def _warn(config: Config) -> None:
+    """Check everything that can be known before a model loads, and show what is only a warning."""
+    for line in check_config(config):
+        if line.startswith(WARNING):
+            say(line)
+
+
 def _how_to_go_on(error: StoppedError, run: Run, options: Options) -> StoppedError:
     """The same command goes on, but for one that would begin again."""
     if options.again_from is None:
@@ -50,7 +57,7 @@ def _how_to_go_on(error: StoppedError, run: Run, options: Options) -> StoppedErr
 
 def show_plan(config: Config, options: Options, as_json: bool) -> None:
     """Say what a run of a config would do. Makes nothing, not even the folder."""
-    check_config(config)
+    _warn(config)
     _tell(config, options, RunDir(Path(config.run_dir) / config.name), as_json)
 
 

@@ -27,7 +27,7 @@ def all_errors():
 
 
 def test_every_class_is_ours_documented_and_drawn():
-    assert set(all_errors()) == {errors.SelfRewardError, *STANDARD}
+    assert set(all_errors()) == {errors.SelfRewardError, errors.ProblemsError, *STANDARD}
     for error in all_errors():
         assert issubclass(error, errors.SelfRewardError)
         assert error.__doc__
@@ -47,3 +47,13 @@ def test_exit_codes_are_the_drawn_ones(error):
     assert drawn
     assert error.exit_code == int(drawn[1])
     assert error.exit_code == (1 if issubclass(error, errors.RunError) else 2)
+
+
+def test_several_problems_are_one_error_with_a_line_each_and_the_highest_exit_code():
+    setting, data = errors.ConfigError("a setting"), errors.DataError("a file")
+    both = errors.ProblemsError.of([data, setting])
+    assert (str(both), both.problems, both.exit_code) == ("a file\na setting", (data, setting), 2)
+    assert errors.ProblemsError([data, data]).exit_code == 1
+    assert errors.ProblemsError.of([data]) is data
+    assert data.problems == (data,)
+    assert isinstance(both, errors.ConfigError)

@@ -169,13 +169,12 @@ def test_settings_of_the_default_mode_hold_nothing_of_the_other() -> None:
     ],
 )
 def test_settings_that_do_not_go_together(sections: dict[str, Any], scale: str, message: str | None) -> None:
-    config = parse_config({"name": "x", **sections})
     rubric = parse_rubric(rubric_text(scale, "''" if "." in scale else "'Score: '"), "x")
     if message is None:
-        check_judge_mode(rubric, config)
+        check_judge_mode(rubric, parse_config({"name": "x", **sections}))
     else:
         with pytest.raises(ConfigError, match=message):
-            check_judge_mode(rubric, config)
+            check_judge_mode(rubric, parse_config({"name": "x", **sections}))
 
 
 def test_a_rubric_without_a_prefix_needs_a_justification() -> None:
@@ -187,7 +186,7 @@ def test_a_rubric_without_a_prefix_needs_a_justification() -> None:
 def test_preflight_names_what_cannot_be(make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(judge={"mode": "expected"})
     check_config(config)
-    monkeypatch.setattr("selfreward.preflight.SCORES_CHOICES", SCORES_CHOICES - {"hf"})
+    monkeypatch.setattr("selfreward.preflight.roles.SCORES_CHOICES", SCORES_CHOICES - {"hf"})
     with pytest.raises(ConfigError, match=r"judge\.mode=expected needs an engine.*engine\.name=hf cannot"):
         check_config(config)
     with pytest.raises(ConfigError, match=r"judge\.num_votes=3"):

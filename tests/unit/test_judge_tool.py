@@ -239,7 +239,7 @@ def test_a_runs_figures_come_out_again(tmp_path: Path) -> None:
         ({"rubric": "self_instruct", "agreement": True}, "is of kind propose; this needs a pointwise or pairwise one"),
         ({"rubric": "pairwise", "agreement": True, "mode": "expected"}, "has none; leave it out"),
         ({"rubric": "pairwise", "agreement": True, "num_votes": 3}, "--k 3 is for scores"),
-        ({"mode": "guessed"}, r"judge\.mode='guessed': Input should be 'sampled' or 'expected'"),
+        ({"mode": "guessed"}, r"judge\.mode='guessed' must be one of sampled, expected"),
         ({"format": "novel"}, r"seed\.sources\[0\]\.format='novel'"),
         ({"out": None}, "give --out scored.parquet"),
         ({"out": Path("s.csv")}, r"must end with \.parquet or \.jsonl"),

@@ -190,7 +190,7 @@ def test_held_out_failures_show_without_any_round(tmp_path):
     assert "rounds" not in ids
     assert "votes" in ids
     assert "cut by the token limit" in page.shown
-    assert "1 votes with a score" in page.shown
+    assert "1 vote with a score" in page.shown
 
 
 def test_file_is_written_whole(directory):

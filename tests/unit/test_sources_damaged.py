@@ -80,7 +80,7 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "unknown format": (
         "a.jsonl",
         lines([{"question": "q"}]),
-        r"unknown format: .*\['question'\]; set the source's `format` to one of oasst",
+        r"unknown format: .*\['question'\]; the nearest format is prompts, which lacks .*; set the source's `format` to",
     ),
     "mixed formats": (
         "a.jsonl",

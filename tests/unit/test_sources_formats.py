@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from source_files import OASST, TABLES, TASKS, WRITERS, lines, read
 
-from selfreward.config import SourceConfig
+from selfreward.config import SourceConfig, parse_config
 from selfreward.errors import ConfigError, DataError
 from selfreward.sources import Record, read_source
 
@@ -364,8 +364,8 @@ def test_split_and_labels_reach_the_records(tmp_path: Path) -> None:
 
 
 def test_source_settings_are_checked() -> None:
-    with pytest.raises(ValidationError, match="no response fits"):
-        SourceConfig(min_response_words=5, max_response_words=4)
+    with pytest.raises(ConfigError, match="no response fits"):
+        parse_config({"name": "x", "seed": {"sources": [{"path": "x", "min_response_words": 5, "max_response_words": 4}]}})
     with pytest.raises(ValidationError):
         SourceConfig(lang="english language")
     with pytest.raises(ConfigError, match=r"has no path; set its `path`"):

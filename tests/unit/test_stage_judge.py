@@ -241,10 +241,10 @@ def test_a_member_without_votes_takes_the_response_with_it(stages: Stages, sampl
     ("judge_section", "message"),
     [
         ({"panel": [{}, {}]}, "sits there twice"),
-        ({"panel": [{"num_votes": 1}], "min_votes": 2}, "min_votes=2 is above num_votes=1"),
+        ({"panel": [{"num_votes": 1}], "min_votes": 2}, r"judge.min_votes=2 is above judge.panel\[0\].num_votes=1"),
         ({"panel": [{"weight": 0}]}, r"judge.panel\[0\].weight"),
         ({"panel": [{"modle": "x"}]}, r"unknown setting 'judge.panel\[0\].modle'; did you mean 'model'"),
-        ({"max_retries": 1, "temperature": 0}, "max_retries asks again, but with temperature=0"),
+        ({"max_retries": 1, "temperature": 0}, "judge.max_retries=1 asks again, but with judge.temperature=0"),
         ({"max_retries": -1}, "max_retries"),
         ({"aggregate": "mode"}, "aggregate"),
     ],

@@ -246,7 +246,7 @@ def test_check_looks_at_the_files(make_config: Callable[..., Config], tmp_path: 
     words = write_pool(tmp_path / "words.txt", ["# none", "poison"])
     lines = check_config(make_config(propose={"source": "file", "path": path, "unsafe_words_file": words, "lang": "en"}))
     assert f"propose.path: 2 prompts in {path}" in lines
-    assert "propose.unsafe_words_file: 1 words and phrases" in lines
+    assert "propose.unsafe_words_file: 1 word or phrase" in lines
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"source": "file", "path": str(tmp_path / "none.txt")}, r"propose\.path='.*none\.txt' is no file"),
         ({"source": "file", "path": str(tmp_path)}, r"propose\.path='.*' is no file"),

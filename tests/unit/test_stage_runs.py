@@ -274,9 +274,9 @@ def test_a_round_without_prompts_goes_through_when_allowed(stages: Stages, tmp_p
 
 
 def test_too_few_pairs_stop_the_run_and_say_why(stages: Stages) -> None:
-    run = stages.run(pair={"min_pairs": 100})
+    run = stages.run(pair={"min_pairs": 6})
     made = one_round(run)
-    with pytest.raises(DataError, match=r"round 1 has \d+ pairs, pair.min_pairs=100; prompts without one"):
+    with pytest.raises(DataError, match=r"round 1 has \d+ pairs, pair.min_pairs=6; prompts without one"):
         dpo.run(run, 1, model(run), made["pairs"], None)
 
 

@@ -4,9 +4,7 @@ A role names one by `endpoint:NAME`. The API key is never part of a config: only
 holds it is, so that no config, log, record or report can show it.
 """
 
-import difflib
 import re
-from collections.abc import Mapping
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -88,16 +86,3 @@ class EndpointConfig(Section):
 def endpoint_name(model: str) -> str | None:
     """NAME of `endpoint:NAME`, None for every other `model` value."""
     return model.removeprefix(ENDPOINT_PREFIX) if model.startswith(ENDPOINT_PREFIX) else None
-
-
-def check_players(endpoints: Mapping[str, EndpointConfig], path: str, roles: Mapping[str, str]) -> None:
-    """Raise ValueError for a `model.path` that is an endpoint, and for a role (setting -> value) whose endpoint is unknown."""
-    if endpoint_name(path) is not None:
-        raise ValueError(f"model.path={path!r}: an endpoint cannot be trained; give a model folder (roles may name endpoints)")
-    for setting, model in roles.items():
-        name = endpoint_name(model)
-        if name is None or name in endpoints:
-            continue
-        near = difflib.get_close_matches(name, endpoints, n=1)
-        hint = f"did you mean {ENDPOINT_PREFIX}{near[0]}? " if near else ""
-        raise ValueError(f"{setting}={model!r} names no endpoint; {hint}endpoints knows: {', '.join(endpoints) or 'none'}")

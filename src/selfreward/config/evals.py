@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from selfreward.config.section import Section
 
@@ -20,9 +20,3 @@ class EvalConfig(Section):
     """For `eval.head_to_head=policy`: a shipped pairwise rubric's name or a file."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamples behind each 95 % interval."""
-
-    @model_validator(mode="after")
-    def _oracle_is_there(self) -> "EvalConfig":
-        if self.head_to_head == "oracle" and not self.oracle:
-            raise ValueError("eval.head_to_head=oracle compares oracle scores; set eval.oracle=true, or another head_to_head")
-        return self

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from selfreward.config.players import POLICY
 from selfreward.config.section import Section
@@ -50,22 +50,6 @@ class ProposeConfig(Section):
     """Reject a proposal that begins with a non-ASCII character (the paper's rule); set false for other scripts."""
     lang: str | None = None
     """Two- or three-letter code (`en`): reject a proposal that is clearly in another language. None lets all pass."""
-
-    @model_validator(mode="after")
-    def _filters_let_something_pass(self) -> "ProposeConfig":
-        if self.min_words > self.max_words:
-            raise ValueError(f"min_words={self.min_words} is above max_words={self.max_words}: no proposal fits; change either")
-        if not all(word.strip() for word in self.banned_words):
-            raise ValueError("banned_words holds an empty text; remove it")
-        if self.source == "file" and not self.path:
-            raise ValueError("propose.source=file needs propose.path")
-        if self.source == "file" and self.model != POLICY:
-            raise ValueError(f"propose.model={self.model!r} is not asked with propose.source=file; remove one of them")
-        if self.source != "file" and self.path is not None:
-            raise ValueError(
-                f"propose.path={self.path!r} is not read with propose.source={self.source}; set propose.source=file"
-            )
-        return self
 
 
 class SampleConfig(Section):
@@ -136,20 +120,6 @@ class JudgeConfig(Section):
             member.model_copy(update={name: value for name, value in own.items() if not getattr(member, name)})
             for member in self.panel or (PanelMember(),)
         )
-
-    @model_validator(mode="after")
-    def _votes_suffice(self) -> "JudgeConfig":
-        for member in self.members:
-            if self.min_votes > member.num_votes:
-                raise ValueError(
-                    f"min_votes={self.min_votes} is above num_votes={member.num_votes}; lower it or ask for more votes"
-                )
-        if self.max_retries and self.temperature == 0:
-            raise ValueError("max_retries asks again, but with temperature=0 the reply is always the same; set either")
-        seats = [(member.model, member.rubric) for member in self.members]
-        if twice := [seat for seat in seats if seats.count(seat) > 1]:
-            raise ValueError(f"panel: model {twice[0][0]!r} with rubric {twice[0][1]!r} sits there twice; raise its num_votes")
-        return self
 
 
 class PairConfig(Section):

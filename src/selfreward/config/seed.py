@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from selfreward.config.section import Section
 
@@ -35,13 +35,6 @@ class SourceConfig(Section):
     allow_download: bool = False
     """Let `datasets` stream `path` from the hub when it is no file or folder; otherwise no network is used."""
 
-    @model_validator(mode="after")
-    def _some_response_fits(self) -> "SourceConfig":
-        low, high = self.min_response_words, self.max_response_words
-        if low is not None and high is not None and low > high:
-            raise ValueError(f"min_response_words={low} is above max_response_words={high}: no response fits; change either")
-        return self
-
 
 class SeedConfig(Section):
     """The human seed data: IFT pairs, EFT targets, held-out prompts and ranked sets."""
@@ -64,18 +57,6 @@ class SeedConfig(Section):
     """Held-out ranked sets for judge quality (paper: 541 replies, 2.85 a prompt)."""
     heldout: Literal["dev", "test"] = "test"
     """Lab only: which held-out set to load. Choose settings on `dev`, report figures on `test`."""
-
-    @model_validator(mode="after")
-    def _sources_have_paths(self) -> "SeedConfig":
-        # No bound of the field: it would be broken, and said to be, by each wrong source too.
-        if not self.sources:
-            raise ValueError("sources must hold one source at least, such as [{format: lab}]")
-        open_ones = [source for source in self.sources if source.format != "lab" and not source.path]
-        if open_ones and not self.path:
-            raise ValueError(f"a source of format {open_ones[0].format} needs a path; set its path, or seed.path")
-        if self.path and not open_ones:
-            raise ValueError(f"seed.path={self.path!r} belongs to no source; set seed.sources=[{{format: auto}}] to read it")
-        return self
 
 
 class EftConfig(Section):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from selfreward.config.section import Section
 
@@ -34,18 +34,6 @@ class OptimConfig(Section):
     """Trade compute for memory."""
     bf16: bool = False
     """bfloat16 autocast while training."""
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> "OptimConfig":
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}; change either"
-            )
-        if self.final_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"final_learning_rate={self.final_learning_rate} is above learning_rate={self.learning_rate}; lower it"
-            )
-        return self
 
 
 class SftConfig(OptimConfig):

@@ -1,13 +1,14 @@
-"""The root of the tree, and what its sections must agree on."""
+"""The root of the tree, whose sections must agree; see `rules`."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from selfreward.config.endpoints import EndpointConfig, EndpointName, check_players
+from selfreward.config.endpoints import EndpointConfig, EndpointName
 from selfreward.config.evals import EvalConfig
 from selfreward.config.model import EngineConfig, ModelConfig
 from selfreward.config.rounds import JudgeConfig, PairConfig, ProposeConfig, SampleConfig
+from selfreward.config.rules import broken_rules
 from selfreward.config.section import Section
 from selfreward.config.seed import EftConfig, SeedConfig
 from selfreward.config.training import CheckpointConfig, DpoConfig, ReplayConfig, SftConfig
@@ -44,19 +45,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "Config":
-        roles = {"judge.model": self.judge.model, "propose.model": self.propose.model}
-        roles |= {f"judge.panel[{place}].model": seat.model for place, seat in enumerate(self.judge.panel) if seat.model}
-        check_players(self.endpoints, self.model.path, roles)
-        formats = [source.format for source in self.seed.sources]
-        if self.eval.oracle and "lab" not in formats:
-            raise ValueError(f"eval.oracle needs a seed source of format lab, got {', '.join(formats)}; set eval.oracle=false")
-        if self.engine.name == "scripted" and not self.engine.script:
-            raise ValueError("engine.name=scripted needs engine.script")
-        if self.judge.min_votes > self.eval.num_votes:
-            raise ValueError(
-                f"eval.num_votes={self.eval.num_votes} is below judge.min_votes={self.judge.min_votes}: no held-out response "
-                "could get a score; raise eval.num_votes or lower judge.min_votes"
-            )
-        if self.mode == "no-eft" and self.replay.num_items:
-            raise ValueError("replay.num_items needs EFT data, but mode=no-eft has none; set replay.num_items=0")
+        if broken := broken_rules(self):
+            raise ValueError("; ".join(map(str, broken)))
         return self

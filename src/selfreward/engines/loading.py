@@ -198,7 +198,7 @@ def _check_report(folder: str, report: dict[str, Any]) -> None:
         keys = sorted(map(str, report.get(kind) or ()))
         if keys:
             shown = ", ".join(keys[:_SHOWN_KEYS])
-            raise ModelError(f"{len(keys)} weights of the model in {folder!r} {meaning}: {shown}; check its config.json")
+            raise ModelError(f"weights of the model in {folder!r} {meaning} ({len(keys)}): {shown}; check its config.json")
 
 
 def _access(config: Config) -> dict[str, Any]:

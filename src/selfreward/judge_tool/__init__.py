@@ -24,8 +24,8 @@ from selfreward.evals.judging import stream_judgements
 from selfreward.judge_tool.data import Data
 from selfreward.judge_tool.options import RUN_SUFFIX, SUFFIXES, Options, ScoredResponse
 from selfreward.judge_tool.summary import summarise
-from selfreward.judging import check_judge_mode, judge_settings, rubric_identity
-from selfreward.preflight import check_judge_engines, check_role
+from selfreward.judging import judge_settings, rubric_identity
+from selfreward.preflight import check_judge
 from selfreward.progress import Progress
 from selfreward.rubrics import Rubric, read_rubric
 from selfreward.stages._roles import Player, frozen_player
@@ -86,10 +86,7 @@ def _check(options: Options, config: Config, rubric: Rubric) -> None:
         raise UsageError(f"--k {options.num_votes} is for scores; the pairwise rubric {rubric.name!r} asks once in each order")
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit {options.limit} must be at least 1")
-    if rubric.kind == "pointwise":
-        check_judge_mode(rubric, config)
-        check_judge_engines(config)
-    check_role(config, "--model", options.model, rubric)
+    check_judge(config, "--model", options.model, rubric)
     _check_out(options)
 
 

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from selfreward.report.names import NAMES, UNITS
 from selfreward.report.reading import Json, estimate, ran_round
 from selfreward.report.svg import RATIO, Curve, Series, Unit, histogram, interval_chart, line_chart, share_bars
+from selfreward.texts import counted
 from selfreward.types import Estimate
 
 Chart = dict[str, Any]
@@ -96,7 +97,7 @@ def round_score_charts(models: Sequence[Json], scale: tuple[float, float]) -> li
 
 
 def _scores(title: str, counts: Mapping[str, int], scale: tuple[float, float]) -> Chart:
-    return {"title": title, "note": f"{sum(counts.values()):,} votes with a score", "body": histogram(counts, *scale)}
+    return {"title": title, "note": f"{counted(sum(counts.values()), 'vote')} with a score", "body": histogram(counts, *scale)}
 
 
 def training_charts(histories: Mapping[str, Sequence[Json]]) -> list[Chart]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfreward.report.names import FAILURES
+from selfreward.texts import counted
 
 FIGURES = {
     "judge_pairwise": "pairwise accuracy",
@@ -114,7 +115,9 @@ def _votes(votes: Mapping[str, Any]) -> Table:
         share = number / votes["num_votes"]
         table.add_row("failed", f"{FAILURES[reason]}: {number:,} of {votes['num_votes']:,} ({share:.1%})")
     if votes["num_retries"]:
-        table.add_row("asked again", f"{votes['num_retries']:,} replies: {_listed(votes['retried_failures'])}")
+        table.add_row(
+            "asked again", f"{counted(votes['num_retries'], 'reply', 'replies')}: {_listed(votes['retried_failures'])}"
+        )
     if votes.get("mean_mass") is not None:
         table.add_row("legal scores", f"{votes['mean_mass']:.3f} of the probability on average")
     return table

@@ -19,6 +19,7 @@ from selfreward.report.reading import (
     stage_folders,
 )
 from selfreward.report.summary import ORACLE_ROUND_FIGURES
+from selfreward.texts import counted
 
 GROUPS = {
     "Answers": ("oracle_mean", "oracle_exact", "greedy_oracle_mean", "greedy_oracle_exact"),
@@ -85,7 +86,8 @@ def _facts(run_dir: RunDir, config: Config, summary: Json) -> Iterator[tuple[str
     yield "rounds", f"{config.num_rounds}, {config.mode}, {config.dpo.method}"
     judges = config.judge.members
     num_votes = sum(judge.num_votes for judge in judges)
-    yield "each round", f"{config.propose.num_prompts} prompts x {config.sample.num_candidates} candidates x {num_votes} votes"
+    prompts, votes = counted(config.propose.num_prompts, "prompt"), counted(num_votes, "vote")
+    yield "each round", f"{prompts} x {counted(config.sample.num_candidates, 'candidate')} x {votes}"
     models = ["the policy itself" if judge.model == "policy" else judge.model for judge in judges]
     yield "judge", models[0] if len(judges) == 1 else " + ".join(map(_seat, models, judges))
     yield "random seed", str(config.random_seed)
@@ -197,11 +199,11 @@ def _lineage(run_dir: RunDir, config: Config) -> Iterator[dict[str, str]]:
             t = int(name.removeprefix("m")) - 1
             for folder in (run_dir.prompts(t), run_dir.judgements(t)):
                 roles = {**((read_record(folder) or {}).get("roles") or {}), **roles}
-        parts = [f"{notes[key]:,} {what}" for key, what in _DATA.items() if notes.get(key)]
+        parts = [counted(notes[key], what) for key, what in _DATA.items() if notes.get(key)]
         yield {
             "model": name.upper(),
             "start": str(roles.get("start", roles.get("policy", ""))).upper(),
-            "data": ", ".join(parts) or f"{record['counts']['out']:,} examples",
+            "data": ", ".join(parts) or counted(record["counts"]["out"], "example"),
             "method": "SFT" if name in ("sft", "m1") else str(notes.get("method", config.dpo.method)),
             "reference": str(roles.get("reference", "-")).upper(),
             "judge": _role(roles.get("judge")),
@@ -212,10 +214,10 @@ def _lineage(run_dir: RunDir, config: Config) -> Iterator[dict[str, str]]:
 
 
 _DATA = {
-    "num_ift": "IFT pairs",
-    "num_eft": "EFT targets",
-    "num_answer_pairs": "answer pairs",
-    "num_judgement_pairs": "judgement pairs",
+    "num_ift": "IFT pair",
+    "num_eft": "EFT target",
+    "num_answer_pairs": "answer pair",
+    "num_judgement_pairs": "judgement pair",
 }
 
 
@@ -227,7 +229,7 @@ def _role(value: Any) -> str:
 def _steps(notes: Mapping[str, Any]) -> str:
     if not {"num_steps", "first_loss", "final_loss"} <= notes.keys():
         return "-"
-    return f"{notes['num_steps']} steps, loss {notes['first_loss']:.3f} to {notes['final_loss']:.3f}"
+    return f"{counted(notes['num_steps'], 'step')}, loss {notes['first_loss']:.3f} to {notes['final_loss']:.3f}"
 
 
 def _stages(run_dir: RunDir, config: Config) -> Iterator[dict[str, Any]]:

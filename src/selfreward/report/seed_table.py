@@ -11,6 +11,7 @@ from rich.table import Table
 from selfreward.artifacts import RunDir
 from selfreward.errors import CorruptArtifactError
 from selfreward.report.reading import read_record
+from selfreward.texts import counted
 
 TABLES = {
     "ift": "IFT pairs",
@@ -48,7 +49,7 @@ def render_seed(summary: Mapping[str, Any], width: int = 80) -> str:
     if not summary["num_ranked_heldout"]:
         console.print("! no held-out ranked sets: the judge's quality will not be measured", style="bold")
     counts = summary["counts"]
-    console.print(f"{counts['in']:,} rows in, {counts['out']:,} kept, {sum(counts['dropped'].values()):,} dropped")
+    console.print(f"{counted(counts['in'], 'row')} in, {counts['out']:,} kept, {sum(counts['dropped'].values()):,} dropped")
     return "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines())
 
 

@@ -16,6 +16,8 @@ from selfreward.planning import Plan, PlannedStage, has_work
 from selfreward.report.reading import Json, read_config, read_record, stage_folders
 from selfreward.reuse import find_parts
 
+from selfreward.texts import counted
+
 NEXT = {"go on": "goes on", "again": "does again", "do": "begins"}
 
 
@@ -74,7 +76,7 @@ def render_status(stages: Sequence[Mapping[str, Any]], width: int = 80) -> str:
     """The rows for people."""
     console = Console(width=max(width, 60), file=io.StringIO(), record=True, highlight=False, markup=False)
     console.print(_table(stages))
-    console.print(f"{sum(row['state'] == 'done' for row in stages)} of {len(stages)} stages done")
+    console.print(f"{sum(row['state'] == 'done' for row in stages)} of {counted(len(stages), 'stage')} done")
     return console.export_text()
 
 

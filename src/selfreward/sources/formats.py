@@ -20,6 +20,7 @@ from typing import Any
 
 from selfreward.errors import DataError
 from selfreward.sources.found import Format, each
+from selfreward.sources.nearest import nearest_format
 from selfreward.sources.oasst import messages_reader, trees_reader
 from selfreward.sources.plain import (
     PROMPT_KEYS,
@@ -76,7 +77,8 @@ def detect(name: str, rows: Sequence[Row], table: Mapping[str, Format]) -> Forma
     fitting = [(row, names) for row, names in fitting if names - weakest]
     if not fitting:
         keys = sorted({str(key) for row in rows for key in row.value})
-        raise DataError(f"{name} has an unknown format: its first rows have the fields {keys}; {_choices(table)}")
+        near = nearest_format([row.value for row in rows], table)
+        raise DataError(f"{name} has an unknown format: its first rows have the fields {keys}; {near}; {_choices(table)}")
     first, names = fitting[0]
     for row, others in fitting[1:]:
         if not names & others:

@@ -16,6 +16,7 @@ from selfreward.judging import judge_messages
 from selfreward.rubrics import load_rubric
 from selfreward.stages._roles import model_name
 from selfreward.stages._training import context_of, record_training, training_folder
+from selfreward.texts import counted
 from selfreward.training import SftExample, TrainResult
 from selfreward.training.dpo import train_dpo
 from selfreward.training.sft import train_sft
@@ -36,7 +37,7 @@ def run(run: Run, t: int, model: Artifact, pairs: Artifact, replay: Artifact | N
         if len(answers) < config.pair.min_pairs:
             counts = read_json(pairs.path / "record.json")["counts"]
             raise DataError(
-                f"round {t} has {len(answers)} pairs, pair.min_pairs={config.pair.min_pairs}; prompts without one: "
+                f"round {t} has {counted(len(answers), 'pair')}, pair.min_pairs={config.pair.min_pairs}; prompts without one: "
                 f"{counts['dropped']} (too_few_candidates: answers were cut or votes failed, see rejects.parquet of the "
                 "round's samples and judgements). Lower pair.min_pairs or pair.min_margin, or ask for more with "
                 "propose.num_prompts, sample.num_candidates or judge.num_votes"

@@ -24,6 +24,7 @@ from selfreward.sources.records import Record
 from selfreward.stages._pool import SPLITS, Candidate, Pool, SplitName
 from selfreward.stages._seed_notes import SourceNotes
 from selfreward.stages._split import Splitter, shared_prompts
+from selfreward.texts import counted
 from selfreward.types import Counts, Demonstration, Drop, EftExample, Prompt, RankedSet
 
 LAB_FOLDER = "source"
@@ -149,7 +150,7 @@ def _check_tables(tables: Mapping[SplitName, Sequence[Candidate]], notes: Sequen
     for split, what, role in needs:
         if not tables[split]:
             raise DataError(
-                f"the seed sources leave no {what}: {num_rows} rows read, dropped: {_listed(dropped)}; "
+                f"the seed sources leave no {what}: {counted(num_rows, 'row')} read, dropped: {_listed(dropped)}; "
                 f"add a source with role {role} to seed.sources, or check what its filters and its split leave"
                 + (_STARVED if dropped.get("over_limit") else "")
             )
