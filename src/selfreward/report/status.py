@@ -15,7 +15,6 @@ from selfreward.locking import Holder
 from selfreward.planning import Plan, PlannedStage, has_work
 from selfreward.report.reading import Json, read_config, read_record, stage_folders
 from selfreward.reuse import find_parts
-
 from selfreward.texts import counted
 
 NEXT = {"go on": "goes on", "again": "does again", "do": "begins"}
