@@ -12,7 +12,7 @@ def render_alpaca(result: Mapping[str, Any]) -> str:
     elif weights["difficulty"]:
         how = "fitted on these annotations, with the given difficulties"
     else:
-        how = "fitted here without difficulties: rough, see docs/evaluation.md"
+        how = "fitted here without difficulties: rough (docs/evaluation.md)"
     rows = (
         ("win rate", f"{result['win_rate']:.2f} %  standard error {result['standard_error']:.2f}"),
         (
