@@ -1,27 +1,80 @@
-"""`selfreward eval ...`: evaluations that need no run. Heavy imports stay inside the commands."""
+"""`selfreward eval ...`: evaluate a run, or models and files without one. Heavy imports stay inside the commands."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Evaluate models and files of outputs.", no_args_is_help=True, rich_markup_mode=None)
+from selfreward.errors import UsageError
+
+if TYPE_CHECKING:
+    from selfreward.config import Config
+
+app = typer.Typer(help="Evaluate a run, models, or files of outputs.", no_args_is_help=True, rich_markup_mode=None)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML config to take settings from.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take this many instructions at most.")]
+RubricName = Annotated[str | None, typer.Option(help="A shipped rubric's name or a file.")]
 
 
 @app.command()
-def alpaca(
-    annotations: Annotated[Path, typer.Option(help="AlpacaEval's annotations of one model: a JSON list.")],
+def alpaca(  # noqa: PLR0913 - a command has as many parameters as it has options
+    overrides: Overrides = None,
+    annotations: Annotated[Path | None, typer.Option(help="AlpacaEval's annotations of one model: a JSON list.")] = None,
     glm: Annotated[Path | None, typer.Option(help="Weights of the length-controlled fit to take instead of fitting.")] = None,
     difficulty: Annotated[Path | None, typer.Option(help="{instruction: difficulty} as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    model: Annotated[str | None, typer.Option(help="Whose outputs: a model folder, lab, endpoint:NAME, or outputs.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Instructions: AlpacaEval's set, annotations, or prompts.")] = None,
+    outputs: Annotated[Path | None, typer.Option(help="Where outputs go, in AlpacaEval's format: a .json file.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the outputs call the model (generator).")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="The baseline's outputs, or annotations that hold them.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Who compares with the baseline; oracle in the micro-world.")] = None,
+    rubric: RubricName = None,
+    limit: Limit = None,
+    config_file: ConfigFile = None,
+    as_json: AsJson = False,
 ) -> None:
-    """AlpacaEval 2: win rate and length-controlled win rate against the annotations' baseline."""
-    from selfreward.evals.alpaca_eval import evaluate_alpaca, read_annotations, read_difficulty, read_weights
-    from selfreward.report.alpaca_table import render_alpaca
+    """AlpacaEval 2: both win rates of an annotations file, or a model's outputs (with --baseline and --judge: both)."""
+    from selfreward.evals.alpaca_eval import read_difficulty
+    from selfreward.report.alpaca_table import render_alpaca, render_outputs
+
+    hard = read_difficulty(difficulty) if difficulty else None
+    if annotations is not None:
+        if model or outputs or prompts or baseline or judge:
+            raise UsageError("--annotations FILE is all that is needed for rates; leave --model and what belongs to it out")
+        result = _alpaca_rates(annotations, glm, hard)
+        _show(result, as_json, render_alpaca)
+        return
+    if model is None or outputs is None:
+        raise UsageError("give --annotations FILE for rates, or --model, --prompts and --outputs to write outputs")
+    if glm is not None:
+        raise UsageError(f"--glm {str(glm)!r} holds weights of published annotations; they do not fit another judge's")
+    from selfreward.eval_tools.alpaca import AlpacaOptions, alpaca_outputs
+    from selfreward.progress import RichProgress
+
+    options = AlpacaOptions(model, outputs, prompts, name, baseline, judge, rubric, limit, hard)
+    summary = alpaca_outputs(options, _settings("alpaca", config_file, overrides), RichProgress())
+    _show(summary, as_json, render_outputs)
+
+
+def _alpaca_rates(annotations: Path, glm: Path | None, hard: dict[str, float] | None) -> dict[str, Any]:
+    from selfreward.evals.alpaca_eval import evaluate_alpaca, read_annotations, read_weights
 
     rows = read_annotations(annotations)
     weights = read_weights(glm, rows[0].model if rows else "") if glm else None
-    result = evaluate_alpaca(rows, read_difficulty(difficulty) if difficulty else None, weights)
-    typer.echo(json.dumps(asdict(result), indent=1) if as_json else render_alpaca(asdict(result)))
+    return asdict(evaluate_alpaca(rows, hard, weights))
+
+
+def _settings(name: str, config_file: Path | None, overrides: list[str] | None) -> "Config":
+    from selfreward.config import default_config, load_config
+
+    changed = overrides or []
+    return load_config(config_file, changed) if config_file else default_config(name, changed)
+
+
+def _show(result: dict[str, Any], as_json: bool, render: Any) -> None:
+    typer.echo(json.dumps(result, indent=1) if as_json else render(result))

@@ -114,6 +114,26 @@ def check_role(config: Config, setting: str, model: str, rubric: Rubric) -> list
     return [_check_model(config, setting, model, needs_chat=rubric.format == "chat")]
 
 
+def check_writer(config: Config, setting: str, model: str) -> str:
+    """A model that answers instructions, by the settings of `sample`; raises as `check_role` does."""
+    name = endpoint_name(model)
+    if name is None and model.startswith(SCRIPTED_PREFIX):
+        return _check_script(model.removeprefix(SCRIPTED_PREFIX), setting)
+    if name is None:
+        return _check_model(config, setting, model)
+    endpoint, where = config.endpoints[name], f"endpoints.{name}"
+    if endpoint.api != "chat":
+        raise ConfigError(f"{setting}={model!r} answers instructions, so {where}.api must be chat, got {endpoint.api}")
+    if config.sample.max_tokens >= endpoint.context_length:
+        raise ConfigError(
+            f"{setting}={model!r}: sample.max_tokens={config.sample.max_tokens} leaves no room for a prompt in "
+            f"{where}.context_length={endpoint.context_length}; lower it, or set the context length that the server has"
+        )
+    need_package()
+    read_key(name, endpoint)
+    return f"{setting}: {endpoint.model} at {endpoint.base_url}"
+
+
 def _check_endpoint(config: Config, setting: str, model: str, rubric: Rubric) -> str:
     """Everything about an endpoint that can be known without asking it. Raises MissingExtraError without the package."""
     name = endpoint_name(model) or ""
