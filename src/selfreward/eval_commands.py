@@ -61,6 +61,29 @@ def alpaca(  # noqa: PLR0913 - a command has as many parameters as it has option
     _show(summary, as_json, render_outputs)
 
 
+@app.command()
+def compare(  # noqa: PLR0913
+    a: Annotated[str, typer.Argument(metavar="A", help="A model, a file of outputs, or a run's evals folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same, to compare it with.")],
+    judge: Annotated[str, typer.Option(help="A model folder, endpoint:NAME, lab; oracle in the micro-world.")],
+    overrides: Overrides = None,
+    rubric: RubricName = None,
+    prompts: Annotated[Path | None, typer.Option(help="Instructions, where A or B is a model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A row a contest: a .parquet or .jsonl file.")] = None,
+    limit: Limit = None,
+    config_file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Two models or two files of outputs head to head: both orders, ties, intervals, position bias, length."""
+    from selfreward.eval_tools.compare import CompareOptions
+    from selfreward.eval_tools.compare import compare as run_compare
+    from selfreward.progress import RichProgress
+    from selfreward.report.contest_table import render_contest
+
+    options = CompareOptions(a, b, judge, rubric, prompts, out, limit)
+    _show(run_compare(options, _settings("compare", config_file, overrides), RichProgress()), as_json, render_contest)
+
+
 def _alpaca_rates(annotations: Path, glm: Path | None, hard: dict[str, float] | None) -> dict[str, Any]:
     from selfreward.evals.alpaca_eval import evaluate_alpaca, read_annotations, read_weights
 
