@@ -2,23 +2,62 @@
 
 import json
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from selfreward.errors import UsageError
 
 if TYPE_CHECKING:
     from selfreward.config import Config
 
-app = typer.Typer(help="Evaluate a run, models, or files of outputs.", no_args_is_help=True, rich_markup_mode=None)
+RUN_COMMAND = "run"
+
+
+class RunOrCommand(TyperGroup):
+    """`eval RUN` beside `eval COMMAND`: a first word that is no command is a run's folder, or a mistake that is named."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command for these words; a run's folder goes to the hidden command `run`."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            if not Path(args[0]).is_dir():
+                near = get_close_matches(args[0], self.commands, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                known = ", ".join(name for name, command in self.commands.items() if not command.hidden)
+                raise UsageError(f"eval {args[0]!r} is neither a run folder here nor a command; {hint}commands: {known}")
+            args = [RUN_COMMAND, *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=RunOrCommand,
+    help="Evaluate a run (`selfreward eval RUN`), models, or files of outputs.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML config to take settings from.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take this many instructions at most.")]
 RubricName = Annotated[str | None, typer.Option(help="A shipped rubric's name or a file.")]
+
+
+@app.command(RUN_COMMAND, hidden=True)
+def run(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME.")],
+    judge: Annotated[str | None, typer.Option(help="Who compares all models, in place of the run's own judge.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate what a run lacks, compare all its models, and print one row a model."""
+    from selfreward.eval_tools.whole_run import evaluate_run
+    from selfreward.progress import RichProgress
+    from selfreward.report.run_table import render_run
+
+    _show(evaluate_run(run_folder, judge, RichProgress()), as_json, render_run)
 
 
 @app.command()

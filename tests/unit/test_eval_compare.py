@@ -61,7 +61,7 @@ def test_figures_by_hand() -> None:
     assert found["score"].value == pytest.approx((1 + 0.5) / 4)
     assert found["net"].value == pytest.approx((1 - 2) / 4)
     assert found["net"].low < found["net"].value < found["net"].high
-    assert -1 <= found["net"].low
+    assert found["net"].low >= -1
     assert (found["length"].value, found["opponent_length"].value) == (6, 21 / 5)
     assert found["length_difference"].value == pytest.approx(6 - 21 / 5)
     assert found["longer_won"] == wilson(2, 3)

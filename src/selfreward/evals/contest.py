@@ -64,9 +64,6 @@ def contest_figures(
     unequal = [(gap > 0) == (outcome == "win") for gap, outcome in gaps if gap and outcome != "tie"]
     longer = [outcome == "win" for gap, outcome in gaps if gap > 0]
     shorter = [outcome == "win" for gap, outcome in gaps if gap < 0]
-    first: Units = {
-        row.unit: (row.value, row.weight) for row in comparison_measures(comparisons) if row.figure == "first_position"
-    }
     lengths = {name: bootstrap_mean(units, seed(name), samples) for name, units in _lengths(contests).items()}
     worth_of_all = bootstrap_share(score, seed("score"), samples)
     return {
@@ -75,12 +72,25 @@ def contest_figures(
         "lose_rate": wilson(results.count("lose"), len(results)),
         "score": worth_of_all,
         "net": _net(worth_of_all),
-        "first_position": bootstrap_share(first, seed("first_position"), samples) if first else NOTHING,
+        "first_position": first_position(comparisons, seed("first_position"), samples),
         **lengths,
         "longer_won": wilson(sum(unequal), len(unequal)),
         "win_rate_longer": wilson(sum(longer), len(longer)),
         "win_rate_shorter": wilson(sum(shorter), len(shorter)),
     }
+
+
+def first_position(comparisons: Sequence[Comparison], seed: int, samples: int) -> Estimate:
+    """Of the verdicts that prefer a response, how many the one shown first. Comparisons on one prompt are one unit."""
+    grouped: dict[str, list[tuple[float, float]]] = {}
+    for row in comparison_measures(comparisons):
+        if row.figure == "first_position":
+            grouped.setdefault(row.unit, []).append((row.value, row.weight))
+    units: Units = {
+        unit: (sum(value * weight for value, weight in rows) / sum(weight for _, weight in rows), sum(w for _, w in rows))
+        for unit, rows in grouped.items()
+    }
+    return bootstrap_share(units, seed, samples) if units else NOTHING
 
 
 def contest_counts(comparisons: Sequence[Comparison]) -> dict[str, int | float | None]:
