@@ -52,10 +52,16 @@ def test_overlap_by_hand():
     # Common words of the pairs: 2 of (3, 3), 0 and 0; F1 = 2 * 2 / 6.
     found = mean_overlap(["red fox runs", "red fox sleeps", "owl"], seed=1)
     assert found.value == pytest.approx((4 / 6) / 3)
-    # Without the first or second text nothing overlaps; without the third the pair is left.
-    assert found.low == 0.0
-    assert found.high == pytest.approx(found.value + Z * (2 / 3 * (2 * (2 / 9) ** 2 + (4 / 9) ** 2)) ** 0.5)
     assert found.n == 3
+
+
+def test_overlap_interval_is_the_jackknife_of_the_whole_statistic():
+    texts = [" ".join(f"w{(n * k) % 7}" for k in range(1, 9)) for n in range(12)]
+    found = mean_overlap(texts, seed=1)
+    without = [mean_overlap(texts[:i] + texts[i + 1 :], seed=1).value for i in range(12)]
+    error = (11 / 12 * sum((one - sum(without) / 12) ** 2 for one in without)) ** 0.5
+    assert 0 < error < 0.2
+    assert (found.low, found.high) == pytest.approx((found.value - Z * error, found.value + Z * error))
 
 
 def test_overlap_of_equal_and_of_few_texts():
