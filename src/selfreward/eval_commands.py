@@ -123,6 +123,31 @@ def compare(  # noqa: PLR0913
     _show(run_compare(options, _settings("compare", config_file, overrides), RichProgress()), as_json, render_contest)
 
 
+@app.command("mt-bench")
+def mt_bench(  # noqa: PLR0913
+    model: Annotated[str, typer.Option(help="Who answers: a model folder, lab, endpoint:NAME, or a file of answers.")],
+    questions: Annotated[Path, typer.Option(help="MT-Bench's questions: JSON lines.")],
+    out: Annotated[Path, typer.Option(help="Folder for answers, grades and the work.")],
+    overrides: Overrides = None,
+    judge: Annotated[str | None, typer.Option(help="Who grades; without one the model only answers.")] = None,
+    references: Annotated[Path | None, typer.Option(help="Reference answers, in FastChat's format of answers.")] = None,
+    rubric: RubricName = None,
+    name: Annotated[str | None, typer.Option(help="What the files call the model.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="For all categories, in place of FastChat's of each.")] = None,
+    limit: Limit = None,
+    config_file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """MT-Bench: two-turn answers and grades by category, in FastChat's file formats."""
+    from selfreward.eval_tools.mt_bench import DEFAULTS, BenchOptions, run_mt_bench
+    from selfreward.progress import RichProgress
+    from selfreward.report.bench_table import render_bench
+
+    options = BenchOptions(model, questions, out, judge, references, rubric, name, temperature, limit)
+    changed = overrides or [] if config_file else [*DEFAULTS, *(overrides or [])]
+    _show(run_mt_bench(options, _settings("mt-bench", config_file, changed), RichProgress()), as_json, render_bench)
+
+
 def _alpaca_rates(annotations: Path, glm: Path | None, hard: dict[str, float] | None) -> dict[str, Any]:
     from selfreward.evals.alpaca_eval import evaluate_alpaca, read_annotations, read_weights
 
