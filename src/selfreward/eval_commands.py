@@ -148,6 +148,31 @@ def mt_bench(  # noqa: PLR0913
     _show(run_mt_bench(options, _settings("mt-bench", config_file, changed), RichProgress()), as_json, render_bench)
 
 
+@app.command()
+def tasks(  # noqa: PLR0913
+    tasks: Annotated[str, typer.Option(help="Comma-separated tasks of the harness, such as arc_easy,hellaswag.")],
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="A model folder, or lab.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results of --model.")] = None,
+    of_run: Annotated[Path | None, typer.Option("--run", help="All models of a run; results stay in its folder.")] = None,
+    include: Annotated[Path | None, typer.Option(help="A folder with task files of your own.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", min=0, help="Examples; else the task's own.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task at most; for a try only.")] = None,
+    config_file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Standard tasks through lm-evaluation-harness, and for a run what its rounds cost in ability."""
+    from selfreward.eval_tools.tasks import TaskOptions, run_tasks
+    from selfreward.progress import RichProgress
+    from selfreward.report.task_rows import render_tasks
+
+    if of_run is not None and (overrides or config_file):
+        raise UsageError("--run takes the run's own settings; leave --config and section.key=value out")
+    names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
+    options = TaskOptions(names, model, out, of_run, include, num_fewshot, limit)
+    _show(run_tasks(options, _settings("tasks", config_file, overrides), RichProgress()), as_json, render_tasks)
+
+
 def _alpaca_rates(annotations: Path, glm: Path | None, hard: dict[str, float] | None) -> dict[str, Any]:
     from selfreward.evals.alpaca_eval import evaluate_alpaca, read_annotations, read_weights
 

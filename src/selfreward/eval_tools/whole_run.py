@@ -31,7 +31,7 @@ _CONTEST = ("win_rate", "tie_rate", "lose_rate", "net", "longer_won")
 def evaluate_run(root: Path, judge: str | None, progress: Progress) -> dict[str, Any]:
     """Everything about the finished models of the run in `root`, as plain values; `judge` compares them in place of the run's
     own. Raises UsageError where `root` is no run or holds no finished model, and what stages raise."""
-    config = _config(root)
+    config = run_config(root)
     with Run.open(config, progress) as run:
         models = _evaluated(run)
         if not models:
@@ -58,8 +58,8 @@ def evaluate_run(root: Path, judge: str | None, progress: Progress) -> dict[str,
     return plain
 
 
-def _config(root: Path) -> Config:
-    """The run's settings, for the folder where it lies now."""
+def run_config(root: Path) -> Config:
+    """The run's settings, for the folder where it lies now. Raises UsageError where it is no run."""
     if not (root / "config.json").is_file() or not (root / "environment.json").is_file():
         raise UsageError(f"{root} is not a run folder (no config.json and environment.json); runs are kept in runs/NAME")
     config = parse_config(read_json(root / "config.json"), origin=str(root / "config.json"))
@@ -69,10 +69,10 @@ def _config(root: Path) -> Config:
 
 def _evaluated(run: Run) -> list[Evaluated]:
     """Every finished model with its evaluation, which is done now where it is missing."""
-    seed = _finished(run, "seed")
+    seed = finished_stage(run, "seed")
     found: list[Evaluated] = []
     for name in ("sft", "m1", *(f"m{t + 1}" for t in range(1, run.config.num_rounds + 1))):
-        model = _finished(run, run.dir.model_stage(name).relative_to(run.dir.root).as_posix())
+        model = finished_stage(run, run.dir.model_stage(name).relative_to(run.dir.root).as_posix())
         if seed is None or model is None:
             break
         previous = found[-1].evaluation if found else None
@@ -80,7 +80,8 @@ def _evaluated(run: Run) -> list[Evaluated]:
     return found
 
 
-def _finished(run: Run, key: str) -> Artifact | None:
+def finished_stage(run: Run, key: str) -> Artifact | None:
+    """A stage that the run has finished; None where it has not."""
     record = read_record(run.dir.root / key)
     return Artifact(key, run.dir.root / key, record["fingerprint"]) if record else None
 

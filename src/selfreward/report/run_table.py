@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from selfreward.report.paper import paper_rows
-from selfreward.report.task_rows import RULE as TASK_RULE
+from selfreward.report.task_rows import render_tax
 
 Json = Mapping[str, Any]
 _Write = Callable[[float], str]
@@ -62,7 +62,7 @@ def render_run(document: Json, width: int = 80) -> str:
         parts.append(f"All pairs of models were compared by {judge['name']}{by}.")
         parts += [text for key in ("no_strengths", "position") if (text := judge[key])]
     if document["tax"]:
-        parts.append(_tax(document["tax"]))
+        parts.append(render_tax(document["tax"]))
     if document["is_real"] and (rows := paper_rows(models)):
         parts.append(_paper(rows))
     parts.append(f"Ties of the judge. {document['rules']['ties']}")
@@ -117,14 +117,6 @@ def _paper(rows: Sequence[Json]) -> str:
         cells = [f"{cell['model']} {cell['ours']} {cell['interval']} / {cell['paper']}" for cell in row["cells"]]
         lines.append(f"  {row['label']}: {'; '.join(' '.join(cell.split()) for cell in cells)}")
     return "\n".join(lines)
-
-
-def _tax(rows: Sequence[Json]) -> str:
-    lines = [f"Capability tax, {rows[0]['models'][0]} to {rows[0]['models'][1]}, points:"]
-    for row in rows:
-        ends = "" if row["low"] is None else f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-        lines.append(f"  {row['task']}: {_percent(row['first'])} to {_percent(row['last'])}, {100 * row['change']:+.1f}{ends}")
-    return "\n".join([*lines, textwrap.fill(TASK_RULE, 80)])
 
 
 def _value(figure: Json | None) -> float | None:

@@ -1,5 +1,6 @@
 """Standard tasks of a run's models, as `selfreward eval tasks --run` leaves them, and what the rounds cost in ability."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any
@@ -23,8 +24,8 @@ def read_tasks(run_dir: RunDir, models: Sequence[str]) -> dict[str, dict[str, Re
     for model in models:
         for folder in sorted((run_dir.root / "tasks" / model).glob("*")):
             if read_record(folder) is not None:
-                for result in read_json(folder / "tasks.json")["results"]:
-                    found.setdefault(model, {})[result["task"]] = result
+                document = read_json(folder / "tasks.json")
+                found.setdefault(model, {})[document["task"]] = document["results"][0]
     return found
 
 
@@ -61,3 +62,24 @@ def _row(task: str, values: tuple[float, float], error: float | None, model: str
         "task": task, "first": values[0], "last": values[1], "change": change, "error": error, **ends,
         "models": ["M1", model.upper()],
     }  # fmt: skip
+
+
+def render_tasks(document: Mapping[str, Any]) -> str:
+    """`selfreward eval tasks` on screen: a line a task and model, then the capability tax."""
+    lines = []
+    for model, results in document["models"].items():
+        for task, result in results.items():
+            ends = "" if result["low"] is None else f" [{result['low']:.3f}, {result['high']:.3f}]"
+            lines.append(f"{model:<12} {task}: {result['metric']} {result['value']:.3f}{ends} n={result['n'] or '-'}")
+    tax = [render_tax(document["tax"])] if document["tax"] else []
+    return "\n\n".join(["\n".join(lines), *tax, f"results: {document['place']}"])
+
+
+def render_tax(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The capability tax, a line a task."""
+    first, last = rows[0]["models"]
+    lines = [f"Capability tax, {first} to {last}, points:"]
+    for row in rows:
+        ends = "" if row["low"] is None else f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        lines.append(f"  {row['task']}: {100 * row['first']:.1f} to {100 * row['last']:.1f}, {100 * row['change']:+.1f}{ends}")
+    return "\n".join([*lines, textwrap.fill(RULE, 80)])
