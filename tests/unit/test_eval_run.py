@@ -146,7 +146,8 @@ def test_a_policy_that_always_says_a(trial: Trial) -> None:
     assert document["judge"]["position_biased"] is True
     for pair in document["pairs"].values():
         assert (pair["counts"]["ties"], pair["counts"]["wins"], pair["counts"]["losses"]) == (8, 0, 0)
-    assert [row["strength"]["value"] for row in document["models"]] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert [row["strength"] for row in document["models"]] == [None] * 3, "ties alone rank nobody"
+    assert "No strengths: no comparison has a winner." in render_run(document)
     records = {pair: read_json(root / "ranking" / "m2" / pair / "record.json") for pair in document["pairs"]}
     assert {pair: record["notes"]["taken_from"] for pair, record in records.items()} == {
         "m1-sft": None,
@@ -167,6 +168,8 @@ def test_another_judge_has_a_place_of_its_own(trial: Trial) -> None:
     counts = document["pairs"]["m2-m1"]["counts"]
     assert counts["wins"] + counts["losses"] == 0
     assert counts["no_verdict"] > 0
+    unread = sum(pair["counts"]["no_verdict"] for pair in document["pairs"].values())
+    assert f"{unread} of 24 comparisons have no readable verdict" in " ".join(render_run(document).split())
     dropped = [record["counts"]["dropped"] for record in map(read_json, (root / "ranking").glob("judge-*/m2-m1/record.json"))]
     assert dropped == [{"no_verdict": counts["no_verdict"]}]
 

@@ -64,9 +64,12 @@ def compare(options: CompareOptions, config: Config, progress: Progress) -> dict
     seed = partial(derive_seed, config.random_seed, "compare")
     figures = contest_figures(contests, rows, seed, config.eval.bootstrap_samples)
     biased, sentence = position_sentence(figures["first_position"])
+    names = [side.name for side in sides]
+    if names[0] == names[1]:
+        names = [f"{name} ({place})" for name, place in zip(names, "AB", strict=True)]
     summary = {
-        "a": sides[0].name,
-        "b": sides[1].name,
+        "a": names[0],
+        "b": names[1],
         "judge": duel.label,
         "rubric": duel.rubric_name or None,
         "rubric_hash": duel.rubric.content_hash if duel.rubric else None,

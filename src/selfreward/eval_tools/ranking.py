@@ -154,11 +154,16 @@ def _rank(duel: Duel, models: Sequence[Evaluated], pairs: Mapping[tuple[str, str
 
 
 def _strengths(names: Sequence[str], games: Sequence[Game], stage: Stage) -> dict[str, Any]:
-    """Strengths relative to the first model; without them, why they cannot be had."""
+    """Strengths relative to the first model; without them, why they cannot be had.
+
+    Ties alone would make all models equal with an interval of no width, which nobody found out.
+    """
+    if all(game.score == _WORTH["tie"] for game in games):
+        return {"strengths": None, "no_strengths": "No strengths: no comparison has a winner."}
     try:
         found = rank_models(names, games, stage.seed("strengths"), stage.config.eval.bootstrap_samples)
     except DataError as error:
-        return {"strengths": None, "no_strengths": str(error)}
+        return {"strengths": None, "no_strengths": f"No strengths: {error}."}
     anchor = replace(found[names[0]], low=None, high=None)  # 0 by definition: it has no interval
     return {"strengths": {**found, names[0]: anchor}, "no_strengths": None}
 

@@ -10,7 +10,7 @@ def render_bench(summary: Mapping[str, Any]) -> str:
     """What was answered and, where a judge graded, the table."""
     dropped = ", ".join(f"{reason} {number}" for reason, number in summary["dropped"].items()) or "-"
     lines = [
-        f"{summary['model']}: {summary['questions']} questions, {summary['answered_turns']} turns answered, "
+        f"{summary['model']}: {summary['questions']} questions, {summary['answered_turns']} turns answered",
         f"cut by the token limit {summary['truncated']}, dropped: {dropped}",
         f"answers:   {summary['answers']}",
     ]
@@ -24,10 +24,10 @@ def render_bench(summary: Mapping[str, Any]) -> str:
         f"judge:     {summary['judge']} by {summary['rubric']}, {low:g} to {high:g}; failed votes: {failures}",
         f"references: {references['given']} of {references['needed']} questions on math, reasoning and coding have one",
         "",
-        f"{'category':<12} {'turn 1':>20} {'turn 2':>20} {'both':>20} {'n':>4} {'missing':>7}",
+        f"{'category':<12} {'turn 1':>17} {'turn 2':>17} {'both':>17} {'n':>4} {'missing':>7}",
     ]
     for row in summary["categories"]:
-        cells = " ".join(f"{_cell(row[label]):>20}" for label in ("first", "second", "both"))
+        cells = " ".join(f"{_cell(row[label]):>17}" for label in ("first", "second", "both"))
         lines.append(f"{row['category'][:12]:<12} {cells} {row['both']['n']:>4} {row['missing']:>7}")
     return "\n".join([*lines, "", "95 % intervals over questions; n questions with a grade, missing turns without one."])
 

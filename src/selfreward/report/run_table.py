@@ -59,7 +59,10 @@ def render_run(document: Json, width: int = 80) -> str:
         parts.append(f"No win rates and no strengths: {judge['why_not']}.")
     else:
         by = f" by {judge['rubric']}, both orders" if judge["rubric"] else ""
-        parts.append(f"All pairs of models were compared by {judge['name']}{by}.")
+        counts = [pair["counts"] for pair in document["pairs"].values()]
+        unread, all_of_them = (sum(count[key] for count in counts) for key in ("no_verdict", "contests"))
+        missing = f" {unread:,} of {all_of_them:,} comparisons have no readable verdict and count nowhere." if unread else ""
+        parts.append(f"All pairs of models were compared by {judge['name']}{by}.{missing}")
         parts += [text for key in ("no_strengths", "position") if (text := judge[key])]
     if document["tax"]:
         parts.append(render_tax(document["tax"]))
