@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from selfreward import eval_commands
 from selfreward.errors import ConfigError, SelfRewardError, StoppedError, UsageError
 
 # Before any Hugging Face import: no telemetry, and no network unless a config asks for it.
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 lab = typer.Typer(help="The embedded micro-world.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(lab, name="lab")
+app.add_typer(eval_commands.app, name="eval")
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config, for example configs/demo.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")]

@@ -4,7 +4,9 @@ A role names one by `endpoint:NAME`. The API key is never part of a config: only
 holds it is, so that no config, log, record or report can show it.
 """
 
+import difflib
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -86,3 +88,13 @@ class EndpointConfig(Section):
 def endpoint_name(model: str) -> str | None:
     """NAME of `endpoint:NAME`, None for every other `model` value."""
     return model.removeprefix(ENDPOINT_PREFIX) if model.startswith(ENDPOINT_PREFIX) else None
+
+
+def unknown_endpoint(endpoints: Mapping[str, EndpointConfig], setting: str, model: str) -> str | None:
+    """What is wrong with a role's value that names an endpoint which nobody described; else None."""
+    name = endpoint_name(model)
+    if name is None or name in endpoints:
+        return None
+    near = difflib.get_close_matches(name, endpoints, n=1)
+    hint = f"did you mean {ENDPOINT_PREFIX}{near[0]}? " if near else ""
+    return f"{setting}={model!r} names no endpoint; {hint}endpoints knows: {', '.join(endpoints) or 'none'}"

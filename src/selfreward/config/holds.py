@@ -3,11 +3,10 @@
 A line names the settings with their values, why they do not go together, and which to change.
 """
 
-import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from selfreward.config.endpoints import ENDPOINT_PREFIX, endpoint_name
+from selfreward.config.endpoints import endpoint_name, unknown_endpoint
 from selfreward.config.players import POLICY
 
 if TYPE_CHECKING:
@@ -30,13 +29,8 @@ def endpoints_exist(config: "Config") -> Problems:
     roles = {"judge.model": config.judge.model, "propose.model": config.propose.model}
     roles |= {f"judge.panel[{place}].model": seat.model for place, seat in enumerate(config.judge.panel) if seat.model}
     for setting, model in roles.items():
-        name = endpoint_name(model)
-        if name is None or name in config.endpoints:
-            continue
-        near = difflib.get_close_matches(name, config.endpoints, n=1)
-        hint = f"did you mean {ENDPOINT_PREFIX}{near[0]}? " if near else ""
-        known = ", ".join(config.endpoints) or "none"
-        yield f"{setting}={model!r} names no endpoint; {hint}endpoints knows: {known}"
+        if problem := unknown_endpoint(config.endpoints, setting, model):
+            yield problem
 
 
 def script_is_there(config: "Config") -> Problems:

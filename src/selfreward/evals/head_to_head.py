@@ -74,17 +74,18 @@ def contests(new: Sequence[EvalOutput], old: Sequence[EvalOutput]) -> list[Conte
 def compare_by_oracle(new: Sequence[EvalOutput], old: Sequence[EvalOutput]) -> list[Comparison]:
     """Higher oracle score wins; missing where either response has none."""
     others = {output.prompt_id: output.oracle for output in old if output.kind == "sampled"}
-    rows = []
-    for output in new:
-        if output.kind != "sampled" or output.prompt_id not in others:
-            continue
-        mine, other = output.oracle, others[output.prompt_id]
-        if mine is None or other is None:
-            rows.append(Comparison(output.prompt_id, None, None, None))
-        else:
-            outcome: Literal["win", "tie", "lose"] = "tie" if mine == other else "win" if mine > other else "lose"
-            rows.append(Comparison(output.prompt_id, None, None, outcome))
-    return rows
+    return [
+        by_scores(output.prompt_id, output.oracle, others[output.prompt_id])
+        for output in new
+        if output.kind == "sampled" and output.prompt_id in others
+    ]
+
+
+def by_scores(prompt_id: str, new: float | None, old: float | None) -> Comparison:
+    """The comparison that two scores make, without any judge."""
+    if new is None or old is None:
+        return Comparison(prompt_id, None, None, None)
+    return Comparison(prompt_id, None, None, "tie" if new == old else "win" if new > old else "lose")
 
 
 def compare_by_judge(stage: Stage, engine: Engine, rubric: Rubric, items: Sequence[Contest]) -> list[Comparison]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from selfreward.evals.head_to_head import Comparison, Contest, by_scores
 from selfreward.lab import oracle
 from selfreward.types import Completion, EvalOutput, Measure, PreferencePair
 
@@ -19,6 +20,11 @@ def output_measures(outputs: Sequence[EvalOutput]) -> list[Measure]:
         rows.append(Measure(f"{prefix}oracle_mean", output.prompt_id, output.oracle, 1))
         rows.append(Measure(f"{prefix}oracle_exact", output.prompt_id, float(output.oracle == oracle.MAX_SCORE), 1))
     return rows
+
+
+def compare(contest: Contest) -> Comparison:
+    """The better score wins; missing where the oracle has no opinion on the prompt."""
+    return by_scores(contest.prompt_id, oracle.score(contest.prompt, contest.new), oracle.score(contest.prompt, contest.old))
 
 
 def round_measures(completions: Sequence[Completion], pairs: Sequence[PreferencePair]) -> list[Measure]:

@@ -65,6 +65,11 @@ def rouge_l(a: str, b: str) -> float:
     return float(RougePool([a]).closest([b])[0])
 
 
+def pairwise_rouge_l(texts: Sequence[str]) -> NDArray[np.float64]:
+    """ROUGE-L F1 of each text with each, shape [len(texts), len(texts)]; 0 where either has no words."""
+    return RougePool(texts).scores()
+
+
 class RougePool:
     """Texts to stay away from. Each distinct word becomes one character, so that the comparison runs over strings."""
 
@@ -81,6 +86,12 @@ class RougePool:
     def add(self, text: str) -> None:
         """Put a text into the pool. Raises DataError when its words are more than there are characters to stand for them."""
         self._coded.append(self._code(text))
+
+    def scores(self) -> NDArray[np.float64]:
+        """ROUGE-L F1 between all texts of the pool, shape [len, len]."""
+        lengths = lengths_of(self._coded)
+        common = _common_words(self._coded, self._coded)
+        return np.asarray(2 * common / np.maximum(lengths[:, None] + lengths[None, :], 1), dtype=np.float64)
 
     def closest(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Highest ROUGE-L F1 of each text to any text of the pool, shape [len(texts)]; 0 for an empty pool.

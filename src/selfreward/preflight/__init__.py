@@ -9,13 +9,13 @@ from selfreward.config import FIRST, POLICY, Config
 from selfreward.judging import check_judge_mode
 from selfreward.preflight.data import check_filters, check_sources
 from selfreward.preflight.findings import WARNING, Findings
-from selfreward.preflight.roles import check_judge_engines, check_player, check_script, check_start
+from selfreward.preflight.roles import check_answerer, check_judge_engines, check_player, check_script, check_start
 from selfreward.preflight.space import check_place, free_bytes, in_bytes, plan_writes, space_problem
 from selfreward.rubrics import Kind, Rubric, load_rubric
 from selfreward.stages._panel import panel_rubrics
 from selfreward.texts import counted
 
-__all__ = ["WARNING", "check_config", "check_judge", "check_seed"]
+__all__ = ["WARNING", "check_config", "check_judge", "check_seed", "check_writer"]
 
 
 def check_config(config: Config) -> list[str]:
@@ -58,6 +58,13 @@ def check_judge(config: Config, setting: str, model: str, rubric: Rubric) -> lis
         with findings.part():
             check_judge_engines(config)
     check_player(config, setting, model, rubric, findings)
+    return findings.result()
+
+
+def check_writer(config: Config, setting: str, model: str) -> list[str]:
+    """What a model needs that only answers; `setting` names where it was given. Raises as `check_config` does."""
+    findings = Findings()
+    check_answerer(config, setting, model, findings)
     return findings.result()
 
 

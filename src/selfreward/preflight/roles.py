@@ -47,6 +47,17 @@ def check_player(config: Config, setting: str, model: str, rubric: Rubric | None
                 _compare_reply(config, role, found.context, setting, findings)
 
 
+def check_answerer(config: Config, setting: str, model: str, findings: Findings) -> None:
+    """A model that answers instructions, by the settings of `sample`."""
+    with findings.part():
+        if (name := endpoint_name(model)) is not None:
+            findings.line(_check_answering(config, setting, name))
+        elif model.startswith(SCRIPTED_PREFIX):
+            findings.line(check_script(model.removeprefix(SCRIPTED_PREFIX), setting))
+        else:
+            check_model(config, setting, model, True, findings)
+
+
 def check_judge_engines(config: Config) -> None:
     """Expected scores need engines that weigh given continuations, for the policy (it judges in evaluations) and all judges."""
     judge = config.judge
@@ -152,6 +163,21 @@ def _check_endpoint(config: Config, setting: str, model: str, rubric: Rubric | N
     need_package()
     read_key(name, endpoint)
     return f"{setting}: {endpoint.model} at {endpoint.base_url} ({endpoint.api})"
+
+
+def _check_answering(config: Config, setting: str, name: str) -> str:
+    """As `_check_endpoint`, for one that is asked what people ask it."""
+    endpoint, where, what = config.endpoints[name], f"endpoints.{name}", f"{setting}='endpoint:{name}'"
+    if endpoint.api != "chat":
+        raise ConfigError(f"{what} answers instructions, so {where}.api must be chat, got {endpoint.api}")
+    if config.sample.max_tokens >= endpoint.context_length:
+        raise ConfigError(
+            f"{what}: sample.max_tokens={config.sample.max_tokens} leaves no room for a prompt in "
+            f"{where}.context_length={endpoint.context_length}; lower it, or set the context length that the server has"
+        )
+    need_package()
+    read_key(name, endpoint)
+    return f"{setting}: {endpoint.model} at {endpoint.base_url}"
 
 
 def _check_request(config: Config, rubric: Rubric, endpoint: EndpointConfig, names: tuple[str, str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from selfreward.artifacts import RunDir, read_json
 from selfreward.config import Config, PanelMember
 from selfreward.report.charts import model_charts, round_score_charts, score_charts, training_charts
+from selfreward.report.evaluations import evaluation_parts
 from selfreward.report.examples import last_round, pick_examples
 from selfreward.report.names import FAILURES, NAMES, interval, number, with_half
 from selfreward.report.reading import (
@@ -59,6 +60,7 @@ def build_page(run_dir: RunDir, summary: Json) -> dict[str, Any]:
         "facts": list(_facts(run_dir, config, summary)),
         "tiles": list(_tiles(summary)),
         "figures": _figure_groups(summary),
+        **evaluation_parts(run_dir, config, models),
         "model_charts": model_charts(models),
         "score_charts": score_charts(models, scale),
         "round_score_charts": round_score_charts(models, scale),

@@ -1,0 +1,170 @@
+"""Standard tasks through lm-evaluation-harness (extra `lm-eval`), for a model folder or for all models of a run.
+
+    PLACE/tasks/MODEL/TASK/tasks.json    every metric of the task; PLACE is --out, or the run's folder
+
+A task of a model is a stage of its own: further tasks add to those that are there.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from selfreward.artifacts import Artifact, Run, Stage, hash_file, read_json
+from selfreward.config import ENDPOINT_PREFIX, SCRIPTED_PREFIX, Config
+from selfreward.engines.loading import resolve_model_path
+from selfreward.errors import EngineError, MissingExtraError, UsageError
+from selfreward.eval_tools.sides import model_label
+from selfreward.eval_tools.small import check_names, do_stage, folder_run, without_training
+from selfreward.eval_tools.whole_run import finished_stage, run_config
+from selfreward.evals.harness import read_results
+from selfreward.preflight import check_writer
+from selfreward.progress import Progress
+from selfreward.report.task_rows import tax_rows
+from selfreward.stages._roles import weights_of
+from selfreward.texts import one_line
+from selfreward.types import Counts
+
+NEED = "standard tasks need lm-evaluation-harness, which is not installed: pip install 'selfreward[lm-eval]'"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What the command line says: `model` with `out`, or `run`."""
+
+    tasks: tuple[str, ...]
+    model: str | None = None
+    out: Path | None = None
+    run: Path | None = None
+    include: Path | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A model: what its folder in `tasks/` is called, where its weights lie, and the stage that made it, if one did."""
+
+    name: str
+    folder: str
+    inputs: Mapping[str, Artifact]
+
+
+def run_tasks(options: TaskOptions, config: Config, progress: Progress) -> dict[str, Any]:
+    """Do what is missing; returns each model's results and, for a run, the capability tax, as plain values.
+
+    Raises MissingExtraError without the harness, UsageError for options that cannot work together, ModelError and EngineError.
+    """
+    if (options.run is None) == (options.model is None) or (options.model is None) != (options.out is None):
+        raise UsageError("give --model MODEL with --out FOLDER, or --run RUN for all models of a run")
+    if not options.tasks:
+        raise UsageError("--tasks names no task; give for example --tasks arc_easy,hellaswag")
+    if options.include is not None and not options.include.is_dir():
+        raise UsageError(f"--include {str(options.include)!r} is no folder of task files")
+    harness = need_harness()
+    if options.run is not None:
+        place, config = options.run, run_config(options.run)
+    else:
+        assert options.out is not None, "checked above"
+        place, config = options.out, without_training(config)
+    with folder_run(place, config, progress) as run:
+        candidates = _of_run(run) if options.run else [_of_model(options.model or "", config)]
+        results = {item.name: _tasks_of(run, item, options, harness) for item in candidates}
+    names = list(results)
+    return {"models": results, "tax": tax_rows(results, names) if options.run else [], "place": str(place / "tasks")}
+
+
+def need_harness() -> str:
+    """The harness's version. Raises MissingExtraError where it cannot be imported."""
+    try:
+        import_module("lm_eval")
+    except ImportError as error:
+        raise MissingExtraError(f"{NEED}; importing it says: {one_line(error)}") from error
+    return version("lm-eval")
+
+
+def _of_run(run: Run) -> list[_Candidate]:
+    """Every finished model of the run."""
+    found = []
+    for name in ("sft", "m1", *(f"m{t + 1}" for t in range(1, run.config.num_rounds + 1))):
+        made = finished_stage(run, run.dir.model_stage(name).relative_to(run.dir.root).as_posix())
+        if made is not None:
+            found.append(_Candidate(name, str(made.checkpoint), {"model": made}))
+    if not found:
+        raise UsageError(f"{run.dir.root} holds no finished model; run its config first")
+    return found
+
+
+def _of_model(model: str, config: Config) -> _Candidate:
+    if model.startswith((ENDPOINT_PREFIX, SCRIPTED_PREFIX)):
+        raise UsageError(f"--model {model!r}: standard tasks weigh given answers, which needs a model folder")
+    check_names(config, {"--model": model})
+    check_writer(config, "--model", model)
+    return _Candidate(_slug(model_label(model, config)), resolve_model_path(model), {})
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
+
+
+def _tasks_of(run: Run, candidate: _Candidate, options: TaskOptions, harness: str) -> dict[str, Any]:
+    """Task -> its first metric, as tasks.json holds it."""
+    sections: dict[str, Any] = {
+        "harness": harness,
+        "dtype": run.config.model.dtype,
+        "num_fewshot": options.num_fewshot,
+        "limit": options.limit,
+        "include": _include_hashes(options.include),
+        "weights": None if candidate.inputs else weights_of(candidate.folder),
+    }
+    found = {}
+    for task in options.tasks:
+        work = partial(_evaluate, candidate, task, options)
+        key = f"tasks/{candidate.name}/{_slug(task)}"
+        made = do_stage(run, key, sections | {"task": task}, candidate.inputs, work)
+        found[task] = read_json(made.path / "tasks.json")["results"][0]
+    return found
+
+
+def _include_hashes(folder: Path | None) -> dict[str, str] | None:
+    if folder is None:
+        return None
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+
+
+def _evaluate(candidate: _Candidate, task: str, options: TaskOptions, stage: Stage) -> Counts:
+    """One task of one model. What the harness raises, and there are many kinds, becomes an EngineError."""
+    config = stage.config
+    arguments: dict[str, Any] = {
+        "model": "hf",
+        "model_args": {
+            "pretrained": candidate.folder,
+            "dtype": config.model.dtype,
+            "trust_remote_code": config.model.trust_remote_code,
+        },
+        "tasks": [task],
+        "num_fewshot": options.num_fewshot,
+        "batch_size": min(config.engine.batch_size, 16),
+        "device": None if config.engine.device == "auto" else config.engine.device,
+        "limit": options.limit,
+        "log_samples": False,
+    }
+    try:
+        harness = import_module("lm_eval")
+        manager = import_module("lm_eval.tasks").TaskManager
+        if options.include is not None:
+            arguments["task_manager"] = manager(include_path=str(options.include))
+        document = harness.simple_evaluate(**arguments)
+    except Exception as error:
+        raise EngineError(f"lm-evaluation-harness, task {task!r}: {type(error).__name__}: {one_line(error)}") from error
+    if document is None:
+        raise EngineError(f"lm-evaluation-harness returned nothing for task {task!r}")
+    results = read_results(document, task)
+    stage.roles = {"policy": candidate.name}
+    stage.write_json("tasks", {"task": task, "results": results})
+    return Counts(results[0].n or 0, results[0].n or 0)

@@ -1,0 +1,59 @@
+"""Bradley-Terry strengths."""
+
+import math
+
+import numpy as np
+import pytest
+
+from selfreward.errors import DataError
+from selfreward.evals.bradley_terry import PRIOR, Game, fit, rank_models
+
+
+def games(first, second, wins, ties, losses):
+    scores = [1.0] * wins + [0.5] * ties + [0.0] * losses
+    return [Game(f"{first}{second}{number}", first, second, score) for number, score in enumerate(scores)]
+
+
+def test_two_models_have_the_logit_of_the_win_share():
+    strengths = rank_models(["a", "b"], games("b", "a", 60, 20, 20), seed=1, samples=200)
+    assert strengths["a"].value == 0
+    assert strengths["b"].value == pytest.approx(math.log((70 + PRIOR) / (30 + PRIOR)), abs=1e-4)
+    assert strengths["b"].low < strengths["b"].value < strengths["b"].high
+    assert strengths["b"].n == 100
+
+
+def test_three_models_agree_with_the_fixed_point_of_the_likelihood():
+    wins = np.array([[0, 10, 4.0], [20, 0, 9], [16, 21, 0]])
+    strengths = np.exp(fit(wins))
+    met = wins + PRIOR * (wins + wins.T > 0)
+    for _ in range(5000):  # Zermelo's iteration: the likelihood's own fixed point
+        games_ = met + met.T
+        strengths = np.array(
+            [met[i].sum() / sum(games_[i, j] / (strengths[i] + strengths[j]) for j in range(3) if j != i) for i in range(3)]
+        )
+    assert fit(wins) == pytest.approx(np.log(strengths / strengths[0]), abs=1e-4)
+
+
+def test_a_model_that_never_lost_has_a_finite_strength():
+    strengths = rank_models(["a", "b"], games("b", "a", 30, 0, 0), seed=1, samples=50)
+    assert 4 < strengths["b"].value < 8
+
+
+def test_the_order_of_true_strengths_is_found_and_covered():
+    rng = np.random.default_rng(3)
+    truth = {"a": 0.0, "b": 0.6, "c": 1.2}
+    played = []
+    for unit in range(400):
+        for first, second in (("b", "a"), ("c", "b")):
+            chance = 1 / (1 + math.exp(truth[second] - truth[first]))
+            played.append(Game(str(unit), first, second, float(rng.random() < chance)))
+    found = rank_models(["a", "b", "c"], played, seed=1, samples=300)
+    for model in ("b", "c"):
+        assert found[model].low < truth[model] < found[model].high
+
+
+def test_groups_that_never_met_and_strangers_are_refused():
+    with pytest.raises(DataError, match="c, d met neither a"):
+        rank_models(["a", "b", "c", "d"], [*games("a", "b", 1, 0, 1), *games("c", "d", 1, 0, 1)], seed=1, samples=5)
+    with pytest.raises(DataError, match="names 'x' and 'a'"):
+        rank_models(["a", "b"], games("x", "a", 1, 0, 0), seed=1, samples=5)

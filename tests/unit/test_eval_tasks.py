@@ -1,0 +1,149 @@
+"""Standard tasks: the harness's results read by hand-made documents, the capability tax by hand, a local task where the
+harness is installed, and one clear line where it is not."""
+
+import json
+from importlib.util import find_spec
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_eval_run import Trial
+from typer.testing import CliRunner
+
+from selfreward.artifacts import Run, write_json
+from selfreward.cli import app
+from selfreward.config import default_config
+from selfreward.errors import EngineError, MissingExtraError, UsageError
+from selfreward.eval_tools.tasks import TaskOptions, run_tasks
+from selfreward.eval_tools.whole_run import evaluate_run, run_config
+from selfreward.evals.harness import TaskResult, read_results
+from selfreward.progress import NullProgress
+from selfreward.report.run_table import render_run
+from selfreward.report.task_rows import read_tasks, render_tax, tax_rows
+from selfreward.statistics import Z
+from selfreward.types import Counts
+
+HAS_HARNESS = find_spec("lm_eval") is not None
+DOCUMENT = {
+    "results": {
+        "arc_easy": {
+            "alias": "arc_easy", "acc,none": 0.75, "acc_stderr,none": 0.02, "acc_norm,none": 0.7, "acc_norm_stderr,none": "N/A",
+        },
+        "gsm8k": {"exact_match,strict-match": 0.1, "exact_match_stderr,strict-match": 0.01, "alias": "gsm8k"},
+    },
+    "n-samples": {"arc_easy": {"original": 2376, "effective": 400}},
+}  # fmt: skip
+
+
+def test_results_are_read_metric_by_metric() -> None:
+    assert read_results(DOCUMENT, "arc_easy") == [
+        TaskResult("arc_easy", "acc", 0.75, 0.02, 0.75 - Z * 0.02, 0.75 + Z * 0.02, 400),
+        TaskResult("arc_easy", "acc_norm", 0.7, None, None, None, 400),
+    ]
+    [only] = read_results(DOCUMENT, "gsm8k")
+    assert (only.metric, only.value, only.n) == ("exact_match (strict-match)", 0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "gave no result of task 'arc_easy'"),
+        ({"results": {"other": {}}}, r"it gave \['other'\]"),
+        ({"results": {"arc_easy": {"alias": "x", "acc,none": float("nan")}}}, "gave no number for task 'arc_easy'"),
+    ],
+)
+def test_a_document_without_the_task_is_an_error(document: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        read_results(document, "arc_easy")
+
+
+def result(task: str, value: float, stderr: float | None) -> dict[str, Any]:
+    return {"task": task, "metric": "acc", "value": value, "stderr": stderr, "low": None, "high": None, "n": 100}
+
+
+def test_the_capability_tax_by_hand() -> None:
+    tasks = {
+        "sft": {"arc": result("arc", 0.9, 0.01)},
+        "m1": {"arc": result("arc", 0.781, 0.03), "piqa": result("piqa", 0.8, 0.04), "only": result("only", 0.5, 0.1)},
+        "m3": {"arc": result("arc", 0.724, 0.04), "piqa": result("piqa", 0.82, 0.03)},
+    }
+    rows = tax_rows(tasks, ["sft", "m1", "m2", "m3"])
+    assert [row["task"] for row in rows] == ["arc", "piqa", "mean of 2 tasks"]
+    assert rows[0]["change"] == pytest.approx(-0.057)
+    assert rows[0]["low"] == pytest.approx(-0.057 - Z * 0.05)
+    assert rows[2]["change"] == pytest.approx((-0.057 + 0.02) / 2)
+    assert rows[2]["high"] == pytest.approx((-0.057 + 0.02) / 2 + Z * sqrt(0.05**2 + 0.05**2) / 2)
+    assert "arc: 78.1 to 72.4, -5.7" in render_tax(rows)
+    assert tax_rows(tasks, ["sft", "m1"]) == []
+    assert tax_rows({"m1": tasks["m1"]}, ["sft", "m1", "m2"]) == []
+    unknown = tax_rows({"m1": {"a": result("a", 0.5, None)}, "m2": {"a": result("a", 0.4, 0.1)}}, ["m1", "m2"])
+    assert (unknown[0]["change"], unknown[0]["low"]) == (pytest.approx(-0.1), None)
+
+
+def test_results_of_a_run_stand_in_its_table(tmp_path: Path) -> None:
+    root = Trial(tmp_path).make()
+    with Run.open(run_config(root)) as run:
+        for model, value in (("m1", 0.75), ("m2", 0.5)):
+
+            def work(stage: Any, value: float = value) -> Counts:
+                write_json(stage.path / "tasks.json", {"task": "arc_easy", "results": [result("arc_easy", value, 0.05)]})
+                return Counts(100, 100)
+
+            run.stage(f"tasks/{model}/arc-easy", {}, {}, work)
+    assert read_tasks(run.dir, ["sft", "m1", "m2"]).keys() == {"m1", "m2"}
+    document = evaluate_run(root, None, NullProgress())
+    assert [list(row["tasks"]) for row in document["models"]] == [[], ["arc_easy"], ["arc_easy"]]
+    shown = render_run(document)
+    assert "arc_easy: 75.0 to 50.0, -25.0 [-38.9, -11.1]" in shown
+
+
+@pytest.mark.skipif(HAS_HARNESS, reason="lm-evaluation-harness is installed")
+def test_without_the_harness_one_line_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(MissingExtraError, match=r"pip install 'selfreward\[lm-eval\]'"):
+        run_tasks(TaskOptions(("arc_easy",), "lab", tmp_path / "out"), default_config("tasks"), NullProgress())
+    assert not (tmp_path / "out").exists()
+    done = CliRunner().invoke(app, ["eval", "tasks", "--model", "lab", "--tasks", "arc_easy", "--out", str(tmp_path / "out")])
+    assert isinstance(done.exception, MissingExtraError)
+    assert done.exception.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (TaskOptions(("arc_easy",)), "give --model MODEL with --out FOLDER, or --run RUN"),
+        (TaskOptions(("arc_easy",), "lab"), "give --model MODEL with --out FOLDER"),
+        (TaskOptions((), "lab", Path("out")), "--tasks names no task"),
+        (TaskOptions(("a",), "lab", Path("out"), include=Path("nowhere")), "--include 'nowhere' is no folder"),
+    ],
+)
+def test_options_that_cannot_work(options: TaskOptions, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run_tasks(options, default_config("tasks"), NullProgress())
+
+
+@pytest.mark.skipif(not HAS_HARNESS, reason="lm-evaluation-harness is not installed (extra lm-eval)")
+def test_a_local_task(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Four questions about days from a file of this test: figures, reuse, and a second task beside the first."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"question": f"How many days are in {n} weeks?", "choices": [str(7 * n), "0"], "gold": 0} for n in range(1, 5)]
+    (folder / "days.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("days", "more_days"):
+        (folder / f"{name}.yaml").write_text(
+            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'days.jsonl'}}}}}\n"
+            "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_target: gold\n"
+            "doc_to_choice: choices\nmetric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
+        )
+    options = TaskOptions(("days",), str(tiny_model_dir), tmp_path / "out", include=folder)
+    config = default_config("tasks", ["engine.device=cpu"])
+    first = run_tasks(options, config, NullProgress())
+    [found] = [results["days"] for results in first["models"].values()]
+    assert (found["metric"], found["n"]) == ("acc", 4)
+    assert found["value"] in (0, 0.25, 0.5, 0.75, 1)
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("record.json")}
+    both = run_tasks(TaskOptions(("days", "more_days"), options.model, options.out, include=folder), config, NullProgress())
+    [results] = both["models"].values()
+    assert results["days"] == found
+    assert results["more_days"]["value"] == found["value"]
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "the first task is not done again"
