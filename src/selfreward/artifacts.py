@@ -20,9 +20,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from selfreward.config import Config
+from selfreward.disk import check_writable, writing
 from selfreward.environment import describe_environment, open_log
-from selfreward.errors import ConfigError, UsageError
+from selfreward.errors import ConfigError, CorruptArtifactError, StorageError, UsageError
+from selfreward.intact import Intact
+from selfreward.parts import find_parts, read_part, set_aside, write_part
 from selfreward.progress import Advance, NullProgress, Progress
+from selfreward.redaction import holds_secret
 from selfreward.reuse import PARTS, RECORD, check_finished, clear_unfinished, hash_outputs
 from selfreward.rundir import RunDir
 from selfreward.stopping import Stop
@@ -96,6 +100,7 @@ class Run:
         self.progress = progress
         self.logger = logger
         self.stop = Stop()
+        self._intact = Intact()
         self.environment: dict[str, Any] = {}
         self.num_stages = {"done": 0, "reused": 0}
         self._is_described = False
@@ -106,13 +111,15 @@ class Run:
 
         config.json and environment.json tell what made the folder's artifacts. A new folder gets them at once; in one that
         has them they change when a stage begins to work, so that reusing stages or meeting a DriftError leaves them alone.
-        Raises ConfigError when the folder holds something that is no run (what a run finds unfinished it clears), and
-        UsageError when another process works in it.
+        Raises ConfigError when the folder holds something that is no run (what a run finds unfinished it clears), StorageError
+        when it cannot be written, and UsageError when another process works in it.
         """
         directory = RunDir(Path(config.run_dir) / config.name)
-        _check_is_run(directory)
+        with writing(directory.root):
+            _check_is_run(directory)
+            directory.root.mkdir(parents=True, exist_ok=True)
+        check_writable(directory.root)
         environment = describe_environment(config.engine.threads)
-        directory.root.mkdir(parents=True, exist_ok=True)
         run = cls(config, directory, progress or NullProgress(), open_log(directory.log))
         run.environment = environment
         if not directory.config.exists():
@@ -125,12 +132,16 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if error is not None:
-            self.logger.error("run stopped", extra={"data": {"error": f"{type(error).__name__}: {error}"}})
+            try:
+                self.logger.error("run stopped", extra={"data": {"error": f"{type(error).__name__}: {error}"}})
+            except StorageError as second:  # the first error is what a person has to know
+                error.add_note(str(second))
         self.close()
 
     def _describe(self) -> None:
         """Write config.json and environment.json, once."""
         if not self._is_described:
+            _refuse_secrets(self.config, self.environment)
             write_json(self.dir.environment, self.environment)
             write_json(self.dir.config, self.config)
             self._is_described = True
@@ -152,8 +163,9 @@ class Run:
 
         `key` is also its folder inside the run (`round-1/pairs`). `sections` holds everything that decides the result
         beside the inputs and `random_seed`: config sections, rubric hashes. `work` writes the files and returns its counts;
-        record.json follows last. Raises DriftError when the folder was made with other settings or inputs,
-        CorruptArtifactError when a finished stage lacks files, or one that is not weights has changed.
+        record.json follows last. Before it works, the files of its inputs are compared with their records. Raises DriftError
+        when the folder was made with other settings or inputs, CorruptArtifactError when a finished stage lacks files or one
+        has changed (weights: has another size, where nothing is done with them), StorageError when the disk refuses.
         """
         if not _STAGE_KEY.fullmatch(key):
             raise UsageError(f"stage key {key!r} must be a relative folder of lower-case names, like 'round-1/pairs'")
@@ -171,10 +183,14 @@ class Run:
             self.num_stages["reused"] += 1
             return artifact
         self._describe()
-        clear_unfinished(path)
-        self.logger.info("stage started", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
-        record = self._work(Stage(key, path, self, artifact.fingerprint), work)
-        write_json(path / RECORD, {**identity, "fingerprint": artifact.fingerprint, **record})
+        for given in inputs.values():
+            self._intact.check(given.key, given.path)
+        with writing(path):
+            clear_unfinished(path)
+            self.logger.info("stage started", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
+            record = self._work(Stage(key, path, self, artifact.fingerprint), work)
+            write_json(path / RECORD, {**identity, "fingerprint": artifact.fingerprint, **record})
+        self._intact.add(path, record["outputs"])
         shutil.rmtree(path / PARTS, ignore_errors=True)  # its rows are in the outputs now
         self.logger.info(
             "stage finished", extra={"data": {"stage": key, "seconds": record["seconds"], "counts": record["counts"]}}
@@ -190,6 +206,8 @@ class Run:
             stage.reject([])
         if stage.num_untold:
             stage.notes[f"num_{UNTOLD}"] = stage.num_untold
+        if stage.num_damaged:
+            stage.notes["num_damaged_parts"] = stage.num_damaged
         dropped = {reason: number for reason, number in sorted(counts.dropped.items()) if number}
         assert dropped == dict(sorted((stage.num_rejects or {}).items())), (
             f"stage {stage.key} counted {dropped} but kept {dict(stage.num_rejects or {})} in rejects.parquet"
@@ -201,7 +219,8 @@ class Run:
             "counts": {"in": counts.num_in, "out": counts.num_out, "dropped": dropped},
             "roles": stage.roles,
             "notes": stage.notes,
-            "outputs": hash_outputs(stage.path),
+            "outputs": (outputs := hash_outputs(stage.path)),
+            "sizes": {name: (stage.path / name).stat().st_size for name in outputs},
             "versions": self.environment["versions"],
             "commit": self.environment["commit"],
         }
@@ -221,6 +240,7 @@ class Stage:
         self.notes: dict[str, Any] = {}
         self.tokens = {"prompt": 0, "generated": 0}
         self.num_untold = 0
+        self.num_damaged = 0
         self.num_rejects: Counter[str] | None = None
 
     def seed(self, *parts: str | int) -> int:
@@ -255,6 +275,11 @@ class Stage:
             yield reject
         self.num_rejects = counted
 
+    def warn(self, message: str, **data: Any) -> None:
+        """Tell of something that went wrong and was mended: to the person and to run.log."""
+        self.logger.warning(message, extra={"data": {"stage": self.key, **data}})
+        self.run.progress.say(message)
+
     def add_tokens(self, prompt: int, generated: int, num_untold: int = 0) -> None:
         """Count tokens that an engine read and wrote, and replies whose tokens no one told; inside `chunks` they are stored
         with the chunk. With such replies the record's tokens are a lower bound, and its notes say for how many."""
@@ -284,25 +309,45 @@ class Stage:
             for index, start in enumerate(range(0, len(items), size)):
                 chunk = items[start : start + size]
                 content = fingerprint([self.fingerprint, chunk])
-                part = self.path / PARTS / f"{name}-{index:05d}-{content}.parquet"
-                if part.exists():
-                    stored = read_rows_metadata(part)
-                    told = int(stored["prompt_tokens"]), int(stored["generated_tokens"])
-                    self.add_tokens(*told, int(stored.get(UNTOLD, "0")))
-                else:
+                stem = f"{name}-{index:05d}-{content}"
+                rows = self._committed(stem, cls)
+                if rows is None:
                     self.run.stop.check()  # before the work: what is committed is never lost, what is not is not begun
-                    self._commit_chunk(part, chunk, work, cls)
-                # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
-                results.extend(read_rows(part, cls))
+                    rows = self._commit_chunk(stem, chunk, work, cls)
+                results.extend(rows)
                 finished(len(chunk))
         return results
 
-    def _commit_chunk(self, part: Path, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> None:
+    def _committed(self, stem: str, cls: type[R]) -> list[R] | None:
+        """The rows of a chunk that an earlier attempt committed; None without any that are whole."""
+        for path in find_parts(self.path / PARTS, stem):
+            try:
+                rows, stored = read_part(path, cls)
+            except CorruptArtifactError as error:
+                set_aside(path)
+                self.num_damaged += 1
+                self.warn(f"{self.key}: a damaged part was set aside and is done again", part=path.name, error=str(error))
+                continue
+            self.add_tokens(int(stored["prompt_tokens"]), int(stored["generated_tokens"]), int(stored[UNTOLD]))
+            return rows
+        return None
+
+    def _commit_chunk(self, stem: str, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> list[R]:
         before, untold = dict(self.tokens), self.num_untold
         rows = work(chunk)
         spent = {f"{name}_tokens": str(number - before[name]) for name, number in self.tokens.items()}
         spent[UNTOLD] = str(self.num_untold - untold)
-        write_rows(part, rows, cls, spent)
+        # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
+        return read_part(write_part(self.path / PARTS, stem, rows, cls, spent), cls)[0]
+
+
+def _refuse_secrets(*values: Any) -> None:
+    """What a run folder keeps of its settings and command must not hold a key."""
+    if holds_secret(json.dumps(values, default=to_plain, ensure_ascii=False)):
+        raise ConfigError(
+            "the value of an API key stands in the settings or in the command itself; the run's folder would keep it. Leave it "
+            "in the environment variable that endpoints.NAME.api_key_env names"
+        )
 
 
 def _check_is_run(directory: RunDir) -> None:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfreward.disk import writing
 from selfreward.errors import CorruptArtifactError, DataError, ModelError
 from selfreward.texts import one_line
 
@@ -48,6 +49,11 @@ def fingerprint(value: Any) -> str:
     """16 hex digits of the SHA-256 of the value's canonical JSON (keys sorted; dataclasses, paths, pydantic models allowed)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=to_plain)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+def hash_bytes(data: bytes) -> str:
+    """SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def hash_file(path: str | Path) -> str:
@@ -109,15 +115,23 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Replace a file's content atomically; its folder is created when missing."""
-    with replacing(path) as file:
+    """Replace a file's content atomically; its folder is created when missing. Raises StorageError where the disk refuses."""
+    with replacing(path, len(data)) as file:
         file.write(data)
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write in pieces; it takes `path`'s place when the block ends, and vanishes when the block raises."""
-    path = Path(path)
+def replacing(path: str | Path, needed: int | None = None) -> Iterator[BinaryIO]:
+    """A file to write in pieces; it takes `path`'s place when the block ends, and vanishes when the block raises.
+
+    `needed`: its bytes, where they are known. Raises StorageError where the disk refuses.
+    """
+    with writing(path, needed), _replacing(Path(path)) as file:
+        yield file
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
@@ -145,15 +159,24 @@ def write_rows(
     """Store dataclass rows as Parquet (zstd), atomically.
 
     All rows have one type: `cls`, or the first row's. Pass `cls` when the list may be empty, so that even an empty
-    file has its columns. Raises DataError naming the field when a value does not fit its type hint.
+    file has its columns. Raises DataError naming the field when a value does not fit its type hint, StorageError where the
+    disk refuses.
     """
+    write_bytes(path, encode_rows(path, items, cls, metadata))
+
+
+def encode_rows(
+    path: str | Path, items: Sequence[Any], cls: type[Any] | None = None, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes that `write_rows` stores; `path` is only named in errors."""
     row_type = cls or (type(items[0]) if items else None)
     table = pa.Table.from_pylist([], schema=pa.schema([])) if row_type is None else _table(path, items, row_type)
     if metadata is not None:
         table = table.replace_schema_metadata(dict(metadata))
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    write_bytes(path, buffer.getvalue().to_pybytes())
+    data: bytes = buffer.getvalue().to_pybytes()
+    return data
 
 
 def _table(path: str | Path, items: Sequence[Any], cls: type[Any]) -> pa.Table:

@@ -11,8 +11,9 @@ from selfreward.config import EngineConfig
 from selfreward.engines import ROLE_ENGINES
 
 LAYERS = {
-    "errors": 0, "texts": 0, "types": 0,
-    "config": 1, "environment": 1, "progress": 1, "reuse": 1, "rundir": 1, "stopping": 1, "storage": 1,
+    "errors": 0, "redaction": 0, "texts": 0, "types": 0,
+    "config": 1, "disk": 1, "environment": 1, "intact": 1, "parts": 1, "progress": 1, "reuse": 1,
+    "rundir": 1, "stopping": 1, "storage": 1,
     "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "rubrics": 2, "sources": 2, "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,
     "evals": 4, "stages": 4,
@@ -22,6 +23,11 @@ LAYERS = {
 
 SAME_LAYER = {
     ("reuse", "storage"): "it hashes files",
+    ("intact", "reuse"): "both read records",
+    ("intact", "storage"): "it hashes files",
+    ("parts", "storage"): "parts are rows",
+    ("environment", "disk"): "a log that cannot be written says why",
+    ("storage", "disk"): "a file that cannot be written says why",
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
     ("sources", "filters"): "both count words; filters says what a word is",
     ("training", "engines"): "both load a model folder; engines.loading does it",
