@@ -74,6 +74,7 @@ R = TypeVar("R")
 
 REJECTS = "rejects"
 UNTOLD = "replies_without_token_counts"
+SHORTAGES = "out_of_memory"
 _STAGE_KEY = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)*")
 
 
@@ -206,6 +207,8 @@ class Run:
             stage.reject([])
         if stage.num_untold:
             stage.notes[f"num_{UNTOLD}"] = stage.num_untold
+        if stage.shortages:
+            stage.notes[SHORTAGES] = {"num_halved": len(stage.shortages), "smallest_batch": min(stage.shortages)}
         if stage.num_damaged:
             stage.notes["num_damaged_parts"] = stage.num_damaged
         dropped = {reason: number for reason, number in sorted(counts.dropped.items()) if number}
@@ -241,6 +244,7 @@ class Stage:
         self.tokens = {"prompt": 0, "generated": 0}
         self.num_untold = 0
         self.num_damaged = 0
+        self.shortages: list[int] = []
         self.num_rejects: Counter[str] | None = None
 
     def seed(self, *parts: str | int) -> int:
@@ -279,6 +283,16 @@ class Stage:
         """Tell of something that went wrong and was mended: to the person and to run.log."""
         self.logger.warning(message, extra={"data": {"stage": self.key, **data}})
         self.run.progress.say(message)
+
+    def tell_shortage(self, num_rows: int, most: int, longest: int) -> None:
+        """A batch of `num_rows` replies did not fit into memory; at most `most` at a time followed. Stored with the chunk."""
+        self.shortages.append(most)
+        self.warn(
+            f"{self.key}: no memory for {num_rows} replies at a time to prompts of up to {longest} tokens; going on with "
+            f"{most} (engine.batch_size={self.config.engine.batch_size} is too high for this machine)",
+            num_rows=num_rows,
+            most=most,
+        )
 
     def add_tokens(self, prompt: int, generated: int, num_untold: int = 0) -> None:
         """Count tokens that an engine read and wrote, and replies whose tokens no one told; inside `chunks` they are stored
@@ -329,14 +343,16 @@ class Stage:
                 self.warn(f"{self.key}: a damaged part was set aside and is done again", part=path.name, error=str(error))
                 continue
             self.add_tokens(int(stored["prompt_tokens"]), int(stored["generated_tokens"]), int(stored[UNTOLD]))
+            self.shortages += json.loads(stored[SHORTAGES])
             return rows
         return None
 
     def _commit_chunk(self, stem: str, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> list[R]:
-        before, untold = dict(self.tokens), self.num_untold
+        before, untold, num_short = dict(self.tokens), self.num_untold, len(self.shortages)
         rows = work(chunk)
         spent = {f"{name}_tokens": str(number - before[name]) for name, number in self.tokens.items()}
         spent[UNTOLD] = str(self.num_untold - untold)
+        spent[SHORTAGES] = json.dumps(self.shortages[num_short:])
         # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
         return read_part(write_part(self.path / PARTS, stem, rows, cls, spent), cls)[0]
 

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from selfreward.config import FIRST, MAX_STOPS, POLICY, SCRIPTED_PREFIX, Config, endpoint_name
+from selfreward.disk import check_writable
 from selfreward.engines import ROLE_PREFIXES, SCORES_CHOICES
 from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, folder_problem, has_chat_template, read_settings
 from selfreward.engines.openai import need_package, read_key
@@ -44,6 +45,7 @@ def check_config(config: Config) -> list[str]:
     lines += check_role(config, "propose.model", config.propose.model, proposer)
     lines += _check_filters(config)
     lines += check_seed(config)
+    check_writable(Path(config.run_dir) / config.name)
     return lines
 
 
