@@ -26,6 +26,7 @@ _REFUSALS = {
     errno.EACCES: ("this user may not write there", _RIGHTS),
     errno.EPERM: ("this user may not write there", _RIGHTS),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "move that file, or set run_dir to another folder"),
+    errno.EEXIST: ("a file stands where a folder must be", "move that file away"),
     errno.EISDIR: ("there is a folder of that name", "move that folder away"),
     errno.ENAMETOOLONG: ("the path is too long for its disk", "shorten name or run_dir"),
     errno.EMFILE: ("this process has too many files open", "raise the limit (ulimit -n)"),
