@@ -118,8 +118,9 @@ class Run:
         directory = RunDir(Path(config.run_dir) / config.name)
         with writing(directory.root):
             _check_is_run(directory)
-            directory.root.mkdir(parents=True, exist_ok=True)
         check_writable(directory.root)
+        with writing(directory.root):
+            directory.root.mkdir(parents=True, exist_ok=True)
         environment = describe_environment(config.engine.threads)
         run = cls(config, directory, progress or NullProgress(), open_log(directory.log))
         run.environment = environment

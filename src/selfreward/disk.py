@@ -89,6 +89,8 @@ def check_writable(folder: str | Path) -> None:
 
     Tried, not asked: permission bits say nothing to an administrator, and nothing about a disk mounted read-only.
     """
+    if "\0" in str(folder):
+        raise StorageError(f"{str(folder)!r} holds a NUL character, which no file name can; set name and run_dir without it")
     with writing(folder):
         with suppress(FileNotFoundError):
             if not stat.S_ISDIR(Path(folder).stat().st_mode):
