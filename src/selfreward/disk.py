@@ -38,6 +38,8 @@ _REFUSALS = {
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _WRITE_ONLY = _FULL | {errno.EFBIG, errno.EROFS}
 """Reading never gives these."""
+_BELOW = 160
+"""Characters of the longest path inside a run's folder, and some more."""
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 """How safetensors and tokenizers, which are no Python, word an error of the operating system."""
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -64,12 +66,8 @@ def refusal_of(error: BaseException, path: str | Path | None, needed: int | None
     is_writing = inside or (named is None and not is_folder) or isinstance(error, NotADirectoryError) or number in _WRITE_ONLY
     if not is_writing:
         return None
-    what, advice = _REFUSALS[number]
     place = named if named is not None and (is_folder or not inside) else str(path or "a file of this command")
-    return StorageError(
-        f"{place} cannot be written: {what}{_figures(place, number, needed, is_folder)}; {advice}. "
-        "Finished parts are kept: the same command then goes on from there"
-    )
+    return _refusal(number, place, needed, is_folder)
 
 
 @contextmanager
@@ -91,13 +89,19 @@ def check_writable(folder: str | Path) -> None:
     """
     if "\0" in str(folder):
         raise StorageError(f"{str(folder)!r} holds a NUL character, which no file name can; set name and run_dir without it")
-    with writing(folder):
+    try:
+        there = nearest(folder)
         with suppress(FileNotFoundError):
             if not stat.S_ISDIR(Path(folder).stat().st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        with tempfile.TemporaryFile(dir=nearest(folder)) as file:
+        _check_length(Path(folder).absolute(), there)
+        with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"x")
             file.flush()
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        raise _refusal(error.errno, str(folder)) from error
 
 
 def need_space(folder: str | Path, needed: int, what: str) -> None:
@@ -129,6 +133,21 @@ def in_units(size: int) -> str:
     while value >= 1000 and place < len(_UNITS) - 1:
         value, place = value / 1000, place + 1
     return f"{value:.1f} {_UNITS[place]}" if place else f"{size} B"
+
+
+def _check_length(path: Path, there: Path) -> None:
+    """Raise OSError for a path that, with the files of a run below it, is longer than the disk of the folder `there` takes."""
+    longest, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
+    if any(len(os.fsencode(name)) > longest for name in path.parts) or len(os.fsencode(path)) + _BELOW > whole:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+
+
+def _refusal(number: int, place: str, needed: int | None = None, is_folder: bool = False) -> StorageError:
+    what, advice = _REFUSALS[number]
+    return StorageError(
+        f"{place} cannot be written: {what}{_figures(place, number, needed, is_folder)}; {advice}. "
+        "Finished parts are kept: the same command then goes on from there"
+    )
 
 
 def _figures(place: str, number: int, needed: int | None, is_folder: bool) -> str:

@@ -76,7 +76,7 @@ def is_one_clear_line(said: Said) -> bool:
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[dict[str, Any]]:
+def calm(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> dict[str, Any]:
     """What an undisturbed run makes."""
     from selfreward.artifacts import Run
     from selfreward.pipeline import run_pipeline
@@ -84,7 +84,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iter
     config_file = write_config(tmp_path_factory.mktemp("calm"), tiny_model_dir)
     with Run.open(load_config(config_file)) as run:
         run_pipeline(run)
-    yield outputs(config_file)
+    return outputs(config_file)
 
 
 # --- disk -----------------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "refused": (Fault(401, JSON_ECHO), r"refused request .* with status 401: .*; check the key in the variable"),
     "wait": (
         refusal(429, ECHO, retry_after="900"),
-        r"asks to wait 900 s .*max_wait_s=0\.05: raise it, or continue the run later",
+        r"asks to wait 900 s .*max_wait_s=0\.05: raise it, or continue",
     ),
 }
 
