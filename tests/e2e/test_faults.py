@@ -94,7 +94,7 @@ def test_a_disk_that_grows_page_by_page(tmp_path: Path, tiny_model_dir: Path, ca
     disk = tmp_path / "small disk"
     config_file = write_config(tmp_path / "c", tiny_model_dir, run_dir=str(disk / "runs"))
     driver = Path(__file__).parent / "growing_disk.py"
-    script = '"$PYTHON" "$1" "$2" "$DISK" 32768 > "$3" && cp -r "$DISK/runs" "$4"'
+    script = '"$PYTHON" "$1" "$2" "$DISK" 16384 > "$3" && cp -r "$DISK/runs" "$4"'
     kept = tmp_path / "kept"
     done = on_small_disk(disk, script, str(driver), str(config_file), str(tmp_path / "said"), str(kept), size="8m")
     assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ from selfreward.disk import need_space
 from selfreward.engines.loading import resolve_model_path
 from selfreward.errors import ModelError
 from selfreward.stages._roles import weights_of
+from selfreward.storage import MODEL_FILES
 from selfreward.training import TrainContext, TrainResult
 from selfreward.types import Counts
 
