@@ -31,10 +31,9 @@ def start_path(model: Artifact, config: Config) -> Path:
 
 
 def need_room(stage: Stage, start: Path) -> None:
-    """Raise StorageError when the run's disk has no room for another model of the start's size: better than after training."""
-    need_space(
-        stage.path, sum(file.stat().st_size for file in start.glob("*.safetensors")), f"the model of stage {stage.key!r}"
-    )
+    """Raise StorageError when the run's disk has no room for another model of the start's size: better now than later."""
+    size = sum(file.stat().st_size for pattern in MODEL_FILES for file in start.glob(pattern))
+    need_space(stage.path, size, f"the model of stage {stage.key!r}")
 
 
 def context_of(stage: Stage) -> TrainContext:
