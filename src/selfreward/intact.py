@@ -31,7 +31,10 @@ class Intact:
         """
         if not (folder / RECORD).exists():
             return
-        outputs: Mapping[str, str] = read_json(folder / RECORD)["outputs"]
+        record = read_json(folder / RECORD)
+        if not isinstance(record, dict) or not isinstance(record.get("outputs"), dict):
+            raise CorruptArtifactError(f"{folder / RECORD} is not a stage record; delete {folder} to make it again")
+        outputs: Mapping[str, str] = record["outputs"]
         lost = [name for name in outputs if not (folder / name).is_file()]
         changed = [name for name, known in outputs.items() if name not in lost and not self._is_whole(folder / name, known)]
         if lost or changed:

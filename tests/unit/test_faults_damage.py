@@ -295,3 +295,12 @@ def test_a_start_model_that_vanished_is_named(stages: Stages, tmp_path: Path) ->
         start_path(base, run.config)
     (tmp_path / "moved").rename(folder)
     assert start_path(base, run.config) == folder
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"outputs": 3}'])
+def test_an_input_with_a_record_that_is_none_is_an_error(stages: Stages, text: str) -> None:
+    run = stages.run()
+    made = train(run)
+    (made.path / "record.json").write_text(text)
+    with pytest.raises(CorruptArtifactError, match=r"record\.json is not a stage record; delete .*/m1 to make it again"):
+        use(run, made, [])
