@@ -6,6 +6,7 @@ commits finished chunks, so that a restart redoes at most one of them.
 """
 
 import dataclasses
+import json
 import logging
 import re
 import shutil
@@ -20,16 +21,19 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from selfreward.config import Config
+from selfreward.disk import check_writable, writing
 from selfreward.drift import ACCEPTED
 from selfreward.environment import describe_environment, open_log
-from selfreward.errors import ConfigError, StoppedError, UsageError
+from selfreward.errors import ConfigError, CorruptArtifactError, StoppedError, StorageError, UsageError
+from selfreward.intact import Intact
 from selfreward.locking import RunLock
+from selfreward.parts import find_parts, read_part, set_aside, write_part
 from selfreward.progress import Advance, NullProgress, Progress
+from selfreward.redaction import holds_secret
 from selfreward.reuse import PARTS, RECORD, begin, check_finished, clear_unfinished, hash_outputs, identify
-from selfreward.rundir import RunDir
+from selfreward.rundir import RunDir, check_is_run
 from selfreward.stopping import Stop
 from selfreward.storage import (
-    arrow_schema,
     derive_seed,
     fingerprint,
     hash_file,
@@ -45,37 +49,21 @@ from selfreward.storage import (
     write_json,
     write_rows,
     writing_rows,
-)
+)  # fmt: skip
 from selfreward.types import Counts, Drop
 
 __all__ = [
-    "Artifact",
-    "Run",
-    "RunDir",
-    "Stage",
-    "arrow_schema",
-    "derive_seed",
-    "fingerprint",
-    "hash_file",
-    "hash_model",
-    "holds_rows",
-    "iter_rows",
-    "read_json",
-    "read_rows",
-    "read_rows_metadata",
-    "replacing",
-    "to_plain",
-    "write_bytes",
-    "write_json",
-    "write_rows",
-    "writing_rows",
-]
+    "Artifact", "Run", "RunDir", "Stage", "derive_seed", "fingerprint", "hash_file", "hash_model",
+    "holds_rows", "iter_rows", "read_json", "read_rows", "read_rows_metadata", "replacing", "to_plain", "write_bytes",
+    "write_json", "write_rows", "writing_rows",
+]  # fmt: skip
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 REJECTS = "rejects"
 UNTOLD = "replies_without_token_counts"
+SHORTAGES = "out_of_memory"
 _STAGE_KEY = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)*")
 
 
@@ -105,6 +93,7 @@ class Run:
         self.progress = progress
         self.logger = logger
         self.stop = Stop()
+        self._intact = Intact()
         self.environment: dict[str, Any] = {}
         self.lock: RunLock | None = None
         self.num_stages = {"done": 0, "reused": 0}
@@ -116,13 +105,16 @@ class Run:
 
         config.json and environment.json tell what made the folder's artifacts. A new folder gets them at once; in one that
         has them they change when a stage begins to work, so that reusing stages or meeting a DriftError leaves them alone.
-        Raises ConfigError when the folder holds something that is no run (what a run finds unfinished it clears), and
-        UsageError when another process works in it.
+        Raises ConfigError when the folder holds something that is no run (what a run finds unfinished it clears), StorageError
+        when it cannot be written, and UsageError when another process works in it.
         """
         directory = RunDir(Path(config.run_dir) / config.name)
-        _check_is_run(directory)
+        with writing(directory.root):
+            check_is_run(directory)
+        check_writable(directory.root)
+        with writing(directory.root):
+            directory.root.mkdir(parents=True, exist_ok=True)
         environment = describe_environment(config.engine.threads)
-        directory.root.mkdir(parents=True, exist_ok=True)
         logger, lock = open_log(directory.log)
         run = cls(config, directory, progress or NullProgress(), logger)
         run.lock = lock
@@ -136,15 +128,21 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if isinstance(error, StoppedError):
-            self.logger.info("run stopped as asked", extra={"data": {"reason": self.stop.reason}})
-        elif error is not None:
-            self.logger.error("run stopped", extra={"data": {"error": f"{type(error).__name__}: {error}"}})
+        try:
+            if isinstance(error, StoppedError):
+                self.logger.info("run stopped as asked", extra={"data": {"reason": self.stop.reason}})
+            elif error is not None:
+                self.logger.error("run stopped", extra={"data": {"error": f"{type(error).__name__}: {error}"}})
+        except StorageError as second:
+            if error is None:
+                raise
+            error.add_note(str(second))  # the first error is what a person has to know
         self.close()
 
     def _describe(self) -> None:
         """Write config.json and environment.json, once."""
         if not self._is_described:
+            _refuse_secrets(self.config, self.environment)
             write_json(self.dir.environment, self.environment)
             write_json(self.dir.config, self.config)
             self._is_described = True
@@ -168,8 +166,9 @@ class Run:
 
         `key` is also its folder inside the run (`round-1/pairs`). `sections` holds everything that decides the result
         beside the inputs and `random_seed`: config sections, rubric hashes. `work` writes the files and returns its counts;
-        record.json follows last. Raises DriftError when the folder was made with other settings or inputs,
-        CorruptArtifactError when a finished stage lacks files, or one that is not weights has changed.
+        record.json follows last. Before it works, the files of its inputs are compared with their records. Raises DriftError
+        when the folder was made with other settings or inputs, CorruptArtifactError when a finished stage lacks files or one
+        has changed (weights: has another size, where nothing is done with them), StorageError when the disk refuses.
         """
         if not _STAGE_KEY.fullmatch(key):
             raise UsageError(f"stage key {key!r} must be a relative folder of lower-case names, like 'round-1/pairs'")
@@ -185,13 +184,17 @@ class Run:
             self.num_stages["reused"] += 1
             return artifact
         self._describe()
-        clear_unfinished(path)
-        begun = begin(path, artifact.fingerprint, identity, self.environment["versions"])
-        self.logger.info("stage started", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
-        record = self._work(Stage(key, path, self, artifact.fingerprint), work)
-        accepted = [*begun.get(ACCEPTED, ()), *(item for item in self.accepted if item not in begun.get(ACCEPTED, ()))]
-        told = {ACCEPTED: accepted} if accepted else {}
-        write_json(path / RECORD, {**identity, "fingerprint": artifact.fingerprint, **record, **told})
+        for given in inputs.values():
+            self._intact.check(given.key, given.path)
+        with writing(path):
+            clear_unfinished(path)
+            begun = begin(path, artifact.fingerprint, identity, self.environment["versions"])
+            self.logger.info("stage started", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
+            record = self._work(Stage(key, path, self, artifact.fingerprint), work)
+            accepted = [*begun.get(ACCEPTED, ()), *(item for item in self.accepted if item not in begun.get(ACCEPTED, ()))]
+            told = {ACCEPTED: accepted} if accepted else {}
+            write_json(path / RECORD, {**identity, "fingerprint": artifact.fingerprint, **record, **told})
+        self._intact.add(path, record["outputs"])
         shutil.rmtree(path / PARTS, ignore_errors=True)  # its rows are in the outputs now
         self.logger.info(
             "stage finished", extra={"data": {"stage": key, "seconds": record["seconds"], "counts": record["counts"]}}
@@ -207,6 +210,10 @@ class Run:
             stage.reject([])
         if stage.num_untold:
             stage.notes[f"num_{UNTOLD}"] = stage.num_untold
+        if stage.shortages:
+            stage.notes[SHORTAGES] = {"num_halved": len(stage.shortages), "smallest_batch": min(stage.shortages)}
+        if stage.num_damaged:
+            stage.notes["num_damaged_parts"] = stage.num_damaged
         dropped = {reason: number for reason, number in sorted(counts.dropped.items()) if number}
         assert dropped == dict(sorted((stage.num_rejects or {}).items())), (
             f"stage {stage.key} counted {dropped} but kept {dict(stage.num_rejects or {})} in rejects.parquet"
@@ -218,7 +225,8 @@ class Run:
             "counts": {"in": counts.num_in, "out": counts.num_out, "dropped": dropped},
             "roles": stage.roles,
             "notes": stage.notes,
-            "outputs": hash_outputs(stage.path),
+            "outputs": (outputs := hash_outputs(stage.path)),
+            "sizes": {name: (stage.path / name).stat().st_size for name in outputs},
             "versions": self.environment["versions"],
             "commit": self.environment["commit"],
         }
@@ -239,6 +247,8 @@ class Stage:
         self.tokens = {"prompt": 0, "generated": 0}
         self.num_untold = 0
         self.earlier_seconds = 0.0
+        self.num_damaged = 0
+        self.shortages: list[int] = []
         self.num_rejects: Counter[str] | None = None
 
     def seed(self, *parts: str | int) -> int:
@@ -272,6 +282,21 @@ class Stage:
 
             yield reject
         self.num_rejects = counted
+
+    def warn(self, message: str, **data: Any) -> None:
+        """Tell of something that went wrong and was mended: to the person and to run.log."""
+        self.logger.warning(message, extra={"data": {"stage": self.key, **data}})
+        self.run.progress.say(message)
+
+    def tell_shortage(self, num_rows: int, most: int, longest: int) -> None:
+        """A batch of `num_rows` replies did not fit into memory; at most `most` at a time followed. Stored with the chunk."""
+        self.shortages.append(most)
+        self.warn(
+            f"{self.key}: no memory for {num_rows} replies at a time to prompts of up to {longest} tokens; going on with "
+            f"{most} (engine.batch_size={self.config.engine.batch_size} is too high for this machine)",
+            num_rows=num_rows,
+            most=most,
+        )
 
     def add_tokens(self, prompt: int, generated: int, num_untold: int = 0) -> None:
         """Count tokens that an engine read and wrote, and replies whose tokens no one told; inside `chunks` they are stored
@@ -322,27 +347,49 @@ class Stage:
     ) -> Iterator[list[R]]:
         for index, chunk in enumerate(chunks):
             content = fingerprint([self.fingerprint, chunk])
-            part = self.path / PARTS / f"{name}-{index:05d}-{content}.parquet"
-            if part.exists():
-                stored = read_rows_metadata(part)
-                told = int(stored["prompt_tokens"]), int(stored["generated_tokens"])
-                self.add_tokens(*told, int(stored.get(UNTOLD, "0")))
-                self.earlier_seconds += float(stored.get("seconds", "0"))
-            else:
+            stem = f"{name}-{index:05d}-{content}"
+            rows = self._committed(stem, cls)
+            if rows is None:
                 self.run.stop.check()  # before the work: what is committed is never lost, what is not is not begun
-                self._commit_chunk(part, chunk, work, cls)
-            # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
-            rows = read_rows(part, cls)
+                rows = self._commit_chunk(stem, chunk, work, cls)
             finished(len(chunk))
             yield rows
 
-    def _commit_chunk(self, part: Path, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> None:
-        before, untold, clock = dict(self.tokens), self.num_untold, time.perf_counter()
+    def _committed(self, stem: str, cls: type[R]) -> list[R] | None:
+        """The rows of a chunk that an earlier attempt committed; None without any that are whole."""
+        for path in find_parts(self.path / PARTS, stem):
+            try:
+                rows, stored = read_part(path, cls)
+            except CorruptArtifactError as error:
+                set_aside(path)
+                self.num_damaged += 1
+                self.warn(f"{self.key}: a damaged part was set aside and is done again", part=path.name, error=str(error))
+                continue
+            self.add_tokens(int(stored["prompt_tokens"]), int(stored["generated_tokens"]), int(stored[UNTOLD]))
+            self.earlier_seconds += float(stored["seconds"])
+            self.shortages += json.loads(stored[SHORTAGES])
+            return rows
+        return None
+
+    def _commit_chunk(self, stem: str, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> list[R]:
+        before, untold, num_short = dict(self.tokens), self.num_untold, len(self.shortages)
+        clock = time.perf_counter()
         rows = work(chunk)
         spent = {f"{name}_tokens": str(number - before[name]) for name, number in self.tokens.items()}
         spent[UNTOLD] = str(self.num_untold - untold)
         spent["seconds"] = f"{time.perf_counter() - clock:.3f}"
-        write_rows(part, rows, cls, spent)
+        spent[SHORTAGES] = json.dumps(self.shortages[num_short:])
+        # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
+        return read_part(write_part(self.path / PARTS, stem, rows, cls, spent), cls)[0]
+
+
+def _refuse_secrets(*values: Any) -> None:
+    """What a run folder keeps of its settings and command must not hold a key."""
+    if holds_secret(json.dumps(values, default=to_plain, ensure_ascii=False)):
+        raise ConfigError(
+            "the value of an API key stands in the settings or in the command itself; the run's folder would keep it. Leave it "
+            "in the environment variable that endpoints.NAME.api_key_env names"
+        )
 
 
 def _pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -350,14 +397,3 @@ def _pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
     rest = iter(items)
     while piece := list(islice(rest, size)):
         yield piece
-
-
-def _check_is_run(directory: RunDir) -> None:
-    """Refuse a folder with foreign files: opening it as a run would overwrite and clear them."""
-    root = directory.root
-    if not root.exists():
-        return
-    if not root.is_dir():
-        raise ConfigError(f"{root} is a file, not a run folder; choose another name or run_dir")
-    if any(root.iterdir()) and not directory.log.exists() and not any(root.rglob(RECORD)):
-        raise ConfigError(f"{root} holds files but no run (no {directory.log.name}); choose another name or run_dir")

@@ -17,7 +17,9 @@ import typer
 from typer.core import TyperGroup
 
 from selfreward import eval_commands
+from selfreward.disk import refusal_of
 from selfreward.errors import ConfigError, SelfRewardError, StoppedError, UsageError
+from selfreward.redaction import hide
 
 # Before any Hugging Face import: no telemetry, and no network unless a config asks for it.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -296,17 +298,28 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except SelfRewardError as error:
         for problem in error.problems:
-            typer.echo(f"error: {problem}", err=True)
+            typer.echo(hide(f"error: {problem}"), err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo(INTERRUPTED, err=True)
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the last net: nothing may reach a person as a traceback
-        handle, name = tempfile.mkstemp(prefix="selfreward-error-", suffix=".txt")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            traceback.print_exc(file=file)
-        typer.echo(f"unexpected error: {type(error).__name__}: {error}\nplease report it with {name}", err=True)
+        if refusal := refusal_of(error, None):  # outside any stage
+            typer.echo(hide(f"error: {refusal}"), err=True)
+            sys.exit(refusal.exit_code)
+        typer.echo(hide(f"unexpected error: {type(error).__name__}: {error}\n{_keep_traceback()}"), err=True)
         sys.exit(1)
+
+
+def _keep_traceback() -> str:
+    """Write what is being handled to a file of its own; what to tell a person about it."""
+    try:
+        handle, name = tempfile.mkstemp(prefix="selfreward-error-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(hide(traceback.format_exc()))
+    except OSError as error:
+        return f"please report it; its details could not be written to a file: {error}"
+    return f"please report it with {name}"
 
 
 if __name__ == "__main__":

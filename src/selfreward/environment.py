@@ -7,12 +7,15 @@ import platform
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from selfreward.disk import refusal_of, writing
 from selfreward.locking import RunLock
+from selfreward.redaction import hide
 
 PACKAGES = (
     "selfreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets",
@@ -46,10 +49,12 @@ def open_log(path: Path) -> tuple[logging.Logger, RunLock]:
 
     It is not registered globally, so two runs in one process never write into each other's log.
     Whoever opens it closes its handlers and releases the lock. While it is open, the file is locked: two processes that work
-    in one run would clear each other's files. Raises UsageError when another process has it.
+    in one run would clear each other's files. Raises UsageError when another process has it, StorageError when the disk
+    refuses, here and when a line is logged.
     """
     logger = logging.Logger("selfreward", level=logging.INFO)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    with writing(path):
+        handler = _LogFile(path, encoding="utf-8")
     assert handler.stream is not None, "opened without delay"
     lock = RunLock(path)
     try:
@@ -66,6 +71,21 @@ def open_log(path: Path) -> tuple[logging.Logger, RunLock]:
     return logger, lock
 
 
+class _LogFile(logging.FileHandler):
+    """A log that says so when it cannot be written; the standard one prints a traceback and goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
+        """Raise what kept the line out. Called while that error is being handled."""
+        error = sys.exc_info()[1]
+        assert error is not None, "logging calls this inside its except clause"
+        raise refusal_of(error, self.baseFilename) or error from error
+
+    def close(self) -> None:
+        """Close the file; a line that did not fit was reported when it was logged."""
+        with suppress(OSError):
+            super().close()
+
+
 class _JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
@@ -79,7 +99,7 @@ class _JsonFormatter(logging.Formatter):
             line["data"] = data
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return hide(json.dumps(line, ensure_ascii=False, default=str))
 
 
 def _version(name: str) -> str | None:

@@ -12,6 +12,7 @@
         ├── TrainingError    training failed (non-finite loss, ...)  exit 1, ArithmeticError
         ├── DriftError       a finished stage belongs to other settings   exit 1
         ├── CorruptArtifactError  a stored artifact cannot be read   exit 1, OSError
+        ├── StorageError     the disk refuses a write                exit 1, OSError
         └── StoppedError     someone asked the run to stop           exit 1
 
 A message names what was got, what is allowed and which setting to turn. Each class is also the
@@ -95,6 +96,10 @@ class DriftError(RunError):
 
 class CorruptArtifactError(RunError, OSError):
     """A stored artifact is truncated, changed or missing."""
+
+
+class StorageError(RunError, OSError):
+    """The disk is full, read-only or broken; what was finished is kept."""
 
 
 class StoppedError(RunError):

@@ -22,6 +22,10 @@ class Progress(Protocol):
         """Open a task of `total` items (None: nobody knows yet); the block gets the function that advances it."""
         ...
 
+    def say(self, text: str) -> None:
+        """Show a line of its own, beside whatever is open."""
+        ...
+
 
 class NullProgress:
     """Shows nothing."""
@@ -30,6 +34,9 @@ class NullProgress:
     def task(self, description: str, total: int | None) -> Iterator[Advance]:
         """A task that nobody sees."""
         yield lambda count: None
+
+    def say(self, text: str) -> None:
+        """Shows nothing."""
 
 
 class RichProgress:
@@ -62,6 +69,10 @@ class RichProgress:
             if self._num_open == 0:  # a terminal has room for one live display: end it with the outermost task
                 bars.stop()
                 self._bars = None
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self._console.print(text, markup=False, highlight=False)
 
     def _plain(self, description: str, total: int | None) -> Iterator[Advance]:
         started, done = time.perf_counter(), 0

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from selfreward.errors import UsageError
+from selfreward.errors import ConfigError, UsageError
 
 
 class RunDir:
@@ -70,3 +70,14 @@ class RunDir:
         if match is None:
             raise UsageError(f"unknown model {name!r}; a run holds 'sft', 'm1', 'm2', ...")
         return int(match[1]) - 1
+
+
+def check_is_run(directory: RunDir) -> None:
+    """Refuse a folder with foreign files: opening it as a run would overwrite and clear them."""
+    root = directory.root
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise ConfigError(f"{root} is a file, not a run folder; choose another name or run_dir")
+    if any(root.iterdir()) and not directory.log.exists() and not any(root.rglob("record.json")):
+        raise ConfigError(f"{root} holds files but no run (no {directory.log.name}); choose another name or run_dir")

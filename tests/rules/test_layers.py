@@ -11,8 +11,9 @@ from selfreward.config import EngineConfig
 from selfreward.engines import ROLE_ENGINES
 
 LAYERS = {
-    "drift": 0, "errors": 0, "texts": 0, "types": 0,
-    "config": 1, "environment": 1, "locking": 1, "progress": 1, "reuse": 1, "rundir": 1, "stopping": 1, "storage": 1,
+    "drift": 0, "errors": 0, "redaction": 0, "texts": 0, "types": 0,
+    "columns": 1, "config": 1, "disk": 1, "environment": 1, "intact": 1, "locking": 1, "parts": 1, "progress": 1, "reuse": 1,
+    "rundir": 1, "stopping": 1, "storage": 1,
     "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "planning": 2, "rubrics": 2, "signals": 2, "sources": 2,
     "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,
@@ -25,6 +26,12 @@ SAME_LAYER = {
     ("environment", "locking"): "who opens a run's log locks it",
     ("reuse", "storage"): "it hashes files",
     ("planning", "artifacts"): "a plan is a run that works nothing",
+    ("intact", "reuse"): "both read records",
+    ("intact", "storage"): "it hashes files",
+    ("parts", "storage"): "parts are rows",
+    ("environment", "disk"): "a log that cannot be written says why",
+    ("storage", "columns"): "what a row type looks like as columns",
+    ("storage", "disk"): "a file that cannot be written says why",
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
     ("sources", "filters"): "both count words; filters says what a word is",
     ("training", "engines"): "both load a model folder; engines.loading does it",

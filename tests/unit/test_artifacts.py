@@ -154,8 +154,8 @@ def test_weights_are_not_hashed_again(tmp_path):
 
     with open_run(tmp_path) as run:
         artifact = run.stage("m1", {}, {}, train)
-        (artifact.checkpoint / "model.safetensors").write_bytes(b"other")
-        assert run.stage("m1", {}, {}, train) == artifact
+        (artifact.checkpoint / "model.safetensors").write_bytes(b"WEIGHTS")
+        assert run.stage("m1", {}, {}, train) == artifact, "a stage that reads them finds it: test_faults_damage.py"
 
 
 @pytest.mark.parametrize("text", ["", '{"stage": "seed"', "{}", "[]"])

@@ -318,7 +318,7 @@ def test_running_out_of_memory_names_the_setting(engine: HfEngine, monkeypatch: 
         torch.empty(2**60)
 
     monkeypatch.setattr(engine._runner, "prefill", full)
-    with pytest.raises(EngineError, match=r"lower engine\.batch_size \(64\)"):
+    with pytest.raises(EngineError, match=r"no memory for 1 reply at a time .*engine\.batch_size=64"):
         list(engine.generate([Request("a", chat("sea"), GREEDY, 0)]))
 
 

@@ -18,6 +18,7 @@ STANDARD = {
     errors.TrainingError: ArithmeticError,
     errors.DriftError: RuntimeError,
     errors.CorruptArtifactError: OSError,
+    errors.StorageError: OSError,
     errors.StoppedError: RuntimeError,
 }
 

@@ -292,7 +292,7 @@ def test_a_frozen_m1_judges_every_round(stages: Stages, samples: Artifact) -> No
     with pytest.raises(CorruptArtifactError, match=r"m1.record.json"):
         judge.run(run, 2, model(run, "round-1/model"), samples)
     first = model(run, "m1")
-    write_json(first.path / "record.json", {"fingerprint": first.fingerprint})
+    write_json(first.path / "record.json", {"fingerprint": first.fingerprint, "outputs": {}})
     made = judge.run(run, 2, model(run, "round-1/model"), samples)
     assert record(made)["roles"] == {"policy": "m2", "judge": "m1"}
     assert record(made)["inputs"] == {"samples": "f", "m1": first.fingerprint}

@@ -10,8 +10,8 @@ tokenizers of whole words, and all choices differ in one token, the pass over wh
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 
@@ -29,6 +29,10 @@ class Piece(Job):
 
     tails: tuple[tuple[int, ...], ...]
     first: int
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Some of the choices."""
+        return replace(super().rows(start, stop), tails=self.tails[start:stop], first=self.first + start)
 
 
 @dataclass(frozen=True)

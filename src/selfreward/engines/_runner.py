@@ -6,8 +6,8 @@ prompts: nothing outside knows how the memory of a batch looks.
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -30,6 +30,10 @@ class Job:
 
     ids: tuple[int, ...]
     requests: tuple[Request, ...]
+
+    def rows(self, start: int, stop: int) -> Self:
+        """The same prompt with some of its rows."""
+        return replace(self, requests=self.requests[start:stop])
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)

@@ -15,6 +15,8 @@ def collect(stage: Stage, engine: Engine, requests: Sequence[Request]) -> list[G
     """
     replies: dict[str, Generation] = {}
     for reply in engine.generate(requests):
+        for shortage in engine.take_shortages():
+            stage.tell_shortage(shortage.num_rows, shortage.most, shortage.longest)
         if reply.request_id in replies:
             raise EngineError(f"{stage.key}: the engine answered request {reply.request_id!r} twice")
         replies[reply.request_id] = reply

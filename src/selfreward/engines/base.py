@@ -1,11 +1,21 @@
 """Who can talk: the one interface between stages and whatever generates text."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
 from selfreward.errors import UsageError
 from selfreward.types import Generation, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A batch did not fit into memory: its rows, the most rows at a time from then on, and its longest prompt in tokens."""
+
+    num_rows: int
+    most: int
+    longest: int
 
 
 class Engine(Protocol):
@@ -24,6 +34,10 @@ class Engine(Protocol):
         `choices` are not in `SCORES_CHOICES` and refuse them with EngineError.
         """
         ...
+
+    def take_shortages(self) -> list[Shortage]:
+        """Shortages of memory since the last call that smaller batches mended; none for engines without batches."""
+        return []
 
     def close(self) -> None:
         """Give back memory and devices. Closing twice is allowed; generating afterwards raises EngineError."""

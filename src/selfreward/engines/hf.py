@@ -3,31 +3,30 @@
 Requests with equal prompts share one prefill. Prompts of like length run together; the rows of a batch advance one token at
 a time over memory that is written in place, and rows that have ended leave the batch. A request's tokens depend on its
 prompt, its settings and its seed; its neighbours only move floating-point sums by their rounding. Requests with choices
-are scored apart (`_choices`).
+are scored apart (`_choices`). A batch that does not fit into memory is halved (`_memory`).
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, takewhile
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from selfreward.chat import encode_continuations, encode_prompt, stop_token_ids
 from selfreward.config import Config
 from selfreward.engines._choices import ChoiceScorer, Piece
+from selfreward.engines._memory import Fitting
 from selfreward.engines._replies import Reader, Reply
-from selfreward.engines._runner import AnyJob, Job, Runner, cut_batches
+from selfreward.engines._runner import Job, Runner, cut_batches
 from selfreward.engines._sampling import Sampler
-from selfreward.engines.base import Engine, check_requests
+from selfreward.engines.base import Engine, Shortage, check_requests
 from selfreward.engines.loading import load_chat_model, pick_device
 from selfreward.errors import EngineError, ModelError
 from selfreward.types import Generation, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Result = TypeVar("Result")
 
 COMPACT_SHARE = 16
 """Rows that have ended leave the batch once they are more than one in this many."""
@@ -44,6 +43,7 @@ class HfEngine(Engine):
         self.tokenizer: Any = tokenizer
         self._device: torch.device = model.device
         self._batch_size = batch_size
+        self._shortages: list[Shortage] = []
         self._context_length = _context_length(model, tokenizer)
         self._reader: Reader | None = Reader(tokenizer, stop_token_ids(tokenizer))
         self._runner: Runner | None = Runner(model, tokenizer.pad_token_id or 0, self._context_length)
@@ -68,7 +68,13 @@ class HfEngine(Engine):
         batches = cut_batches(jobs, self._batch_size)
         with_choices = [request for request in requests if request.choices]
         pieces, too_long = self._parts()[2].pieces(with_choices, self._batch_size)
-        return chain(self._answer(batches, refused), self._score(pieces, too_long))
+        fitting = Fitting(self._batch_size, self._shortages.append)
+        return chain(self._answer(batches, refused, fitting), self._score(pieces, too_long, fitting))
+
+    def take_shortages(self) -> list[Shortage]:
+        """Batches that did not fit and were halved since the last call."""
+        taken, self._shortages[:] = list(self._shortages), []
+        return taken
 
     def close(self) -> None:
         """Drop the model and give its memory back."""
@@ -102,35 +108,28 @@ class HfEngine(Engine):
         jobs.sort(key=lambda job: -len(job.ids))
         return jobs, refused
 
-    def _answer(self, batches: Sequence[Sequence[Job]], refused: Sequence[Generation]) -> Iterator[Generation]:
+    def _answer(
+        self, batches: Sequence[Sequence[Job]], refused: Sequence[Generation], fitting: Fitting
+    ) -> Iterator[Generation]:
         yield from refused
         for batch in batches:
-            yield from self._within_memory(self._run_batch, batch)
+            for _, replies in fitting.run(self._run_batch, batch):
+                yield from replies
 
-    def _score(self, batches: Sequence[Sequence[Piece]], refused: Sequence[Generation]) -> Iterator[Generation]:
+    def _score(
+        self, batches: Sequence[Sequence[Piece]], refused: Sequence[Generation], fitting: Fitting
+    ) -> Iterator[Generation]:
         """Replies to requests with choices. A request's choices may lie in two batches, so all are scored first."""
         yield from refused
         scored: list[tuple[Piece, tuple[float, ...]]] = []
         for batch in batches:
-            scored += zip(batch, self._within_memory(self._score_batch, batch), strict=True)
+            for part, values in fitting.run(self._score_batch, batch):
+                scored += zip(part, values, strict=True)
         yield from self._parts()[2].generations(scored)
 
     @torch.inference_mode()
     def _score_batch(self, batch: Sequence[Piece]) -> list[tuple[float, ...]]:
         return self._parts()[2].score(batch)
-
-    def _within_memory(self, work: Callable[[Sequence[AnyJob]], list[Result]], batch: Sequence[AnyJob]) -> list[Result]:
-        """What the work gives; raises EngineError where the memory does not suffice."""
-        try:
-            return work(batch)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            num_rows = sum(len(job.requests) for job in batch)
-            raise EngineError(
-                f"no memory for {num_rows} replies at a time to prompts of up to {len(batch[0].ids)} tokens; "
-                f"lower engine.batch_size ({self._batch_size})"
-            ) from error
 
     @torch.inference_mode()
     def _run_batch(self, jobs: Sequence[Job]) -> list[Generation]:
@@ -185,8 +184,3 @@ def _context_length(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
         f"neither the config of the {config.model_type} model nor its tokenizer names a context length; "
         "set max_position_embeddings in config.json or model_max_length in tokenizer_config.json"
     )
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """PyTorch has a class for a full GPU, but for a full main memory only a message."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "allocate memory" in str(error)

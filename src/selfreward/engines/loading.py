@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from selfreward.config import Config
 from selfreward.engines.chatml import Added, add_default_template
 from selfreward.errors import ConfigError, ModelError
+from selfreward.texts import one_line, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -184,6 +185,23 @@ def folder_problem(folder: Path) -> str | None:
             "holds no .safetensors weights; other formats can run code when they are loaded and are refused: "
             "save the model with save_pretrained and use that folder"
         )
+    return _index_problem(folder)
+
+
+def _index_problem(folder: Path) -> str | None:
+    """Weights in several files are found by an index; whatever it names would be loaded, in whatever format it is."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            names = {str(name) for name in read_settings(index)["weight_map"].values()}
+        except (ModelError, KeyError, AttributeError) as error:
+            return f"has an index of weights that cannot be read, {index.name}: {one_line(error)}"
+        if wrong := sorted(name for name in names if not name.endswith(".safetensors") or Path(name).name != name):
+            return (
+                f"has an index of weights, {index.name}, that names {shown(wrong[0])}: only .safetensors files of the folder "
+                "itself are loaded; save the model with save_pretrained and use that folder"
+            )
+        if lost := sorted(name for name in names if not (folder / name).is_file()):
+            return f"lacks {lost[0]}, one of {len(names)} files of weights that {index.name} names; copy the folder again"
     return None
 
 

@@ -13,6 +13,7 @@ import asyncio
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from selfreward.engines._openai_answers import (
 )
 from selfreward.engines.base import Engine, check_requests
 from selfreward.errors import ConfigError, EngineError, MissingExtraError
+from selfreward.redaction import HIDDEN, hide, keep_secret
 from selfreward.types import Generation, Request
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def read_key(name: str, endpoint: EndpointConfig) -> str | None:
             f"the variable that endpoints.{name}.api_key_env names holds white space or characters that no key has; set it to "
             "the key alone"
         )
+    keep_secret(key)
     return key
 
 
@@ -88,6 +91,8 @@ class OpenAIEngine(Engine):
         self._name = name
         self._endpoint = endpoint
         self._key = key
+        if key is not None:
+            keep_secret(key)
         self._client: AsyncOpenAI | None = _open_client(endpoint, key)
         self._slots = asyncio.Semaphore(endpoint.max_concurrency)
         self._thread: LoopThread | None = None
@@ -211,7 +216,8 @@ class OpenAIEngine(Engine):
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
                 answer = await api.with_raw_response.create(**self._body(request), extra_headers=_headers(self._key))
-                return read_answer(request, self._endpoint.api, answer.text)
+                reply = read_answer(request, self._endpoint.api, answer.text)
+                return replace(reply, text=hide(reply.text))  # replies are stored, and some server may repeat the key in one
         except (TimeoutError, openai.APITimeoutError) as error:
             seconds = f"endpoints.{self._name}.timeout_s={self._endpoint.timeout_s:g}"
             raise _RetryError(f"no whole answer in time ({seconds})") from error
@@ -276,7 +282,7 @@ class OpenAIEngine(Engine):
 
     def _show(self, text: str) -> str:
         """A foreign text for a message, without the key: servers repeat what they refuse."""
-        return in_short(text.replace(self._key, "***") if self._key else text)
+        return in_short(hide(text.replace(self._key, HIDDEN) if self._key else text))
 
 
 def _open_client(endpoint: EndpointConfig, key: str | None) -> "AsyncOpenAI":

@@ -6,11 +6,12 @@ Every check runs, whatever the others found: a person sees all problems at once.
 from collections.abc import Sequence
 
 from selfreward.config import FIRST, POLICY, Config
+from selfreward.disk import free_bytes
 from selfreward.judging import check_judge_mode
 from selfreward.preflight.data import check_filters, check_sources
 from selfreward.preflight.findings import WARNING, Findings
 from selfreward.preflight.roles import check_answerer, check_judge_engines, check_player, check_script, check_start
-from selfreward.preflight.space import check_place, free_bytes, in_bytes, plan_writes, space_problem
+from selfreward.preflight.space import check_place, in_bytes, plan_writes, space_problem
 from selfreward.rubrics import Kind, Rubric, load_rubric
 from selfreward.stages._panel import panel_rubrics
 from selfreward.texts import counted

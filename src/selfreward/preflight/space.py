@@ -1,11 +1,11 @@
 """How much disk a run will write, and whether it is there."""
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfreward.config import Config
+from selfreward.disk import check_writable
 from selfreward.errors import ConfigError
 from selfreward.rundir import RunDir
 from selfreward.texts import counted
@@ -72,15 +72,11 @@ def check_place(config: Config) -> Path:
                 raise ConfigError(
                     f"run_dir={config.run_dir!r}: nothing can be written into {str(folder)!r}; set another run_dir"
                 )
+            check_writable(root)  # permission bits say nothing of a disk mounted read-only, nor to an administrator
             return folder
         if folder.exists() or folder.is_symlink():
             raise ConfigError(f"run_dir={config.run_dir!r}: {str(folder)!r} is no folder; set another run_dir or name")
     raise ConfigError(f"run_dir={config.run_dir!r} lies in no folder that exists; set another run_dir")
-
-
-def free_bytes(folder: Path) -> int:
-    """What the disk under a folder still takes."""
-    return shutil.disk_usage(folder).free
 
 
 def in_bytes(number: int) -> str:

@@ -3,17 +3,38 @@
 from collections import Counter
 from pathlib import Path
 
-from selfreward.artifacts import Artifact, Stage
+from selfreward.artifacts import Artifact, Stage, read_json
 from selfreward.config import Config
+from selfreward.disk import need_space
 from selfreward.engines.loading import resolve_model_path
+from selfreward.errors import ModelError
 from selfreward.reuse import PARTS
+from selfreward.stages._roles import weights_of
+from selfreward.storage import MODEL_FILES
 from selfreward.training import TrainContext, TrainResult
 from selfreward.types import Counts
 
 
 def start_path(model: Artifact, config: Config) -> Path:
-    """Folder of the weights that training starts from: M0 lies where the config says, others in their stage."""
-    return Path(resolve_model_path(config.model.path)) if model.key == "m0" else model.checkpoint
+    """Folder of the weights that training starts from: M0 lies where the config says, others in their stage.
+
+    Raises ModelError when M0 is gone or is no longer what the run recorded.
+    """
+    path = model.checkpoint
+    if model.key == "m0":
+        path = Path(resolve_model_path(config.model.path))
+        if weights_of(str(path)) != read_json(model.path / "model.json")["weights"]:
+            raise ModelError(
+                f"the model in {str(path)!r} (model.path) changed since this run recorded it: put the old files back, or set "
+                "another name to begin a run with the new ones"
+            )
+    return path
+
+
+def need_room(stage: Stage, start: Path) -> None:
+    """Raise StorageError when the run's disk has no room for another model of the start's size: better now than later."""
+    size = sum(file.stat().st_size for pattern in MODEL_FILES for file in start.glob(pattern))
+    need_space(stage.path, size, f"the model of stage {stage.key!r}")
 
 
 def training_folder(stage: Stage, name: str) -> Path:

@@ -15,7 +15,7 @@ from selfreward.errors import DataError
 from selfreward.judging import judge_messages
 from selfreward.rubrics import load_rubric
 from selfreward.stages._roles import model_name
-from selfreward.stages._training import context_of, record_training, training_folder
+from selfreward.stages._training import context_of, need_room, record_training, training_folder
 from selfreward.texts import counted
 from selfreward.training import SftExample, TrainResult
 from selfreward.training.dpo import train_dpo
@@ -43,6 +43,7 @@ def run(run: Run, t: int, model: Artifact, pairs: Artifact, replay: Artifact | N
                 "propose.num_prompts, sample.num_candidates or judge.num_votes"
             )
         stage.roles = {"policy": model_name(model), "reference": model_name(model), "trained": f"m{t + 1}"}
+        need_room(stage, model.checkpoint)
         stage.notes |= {"num_answer_pairs": len(answers), "method": config.dpo.method}
         if replay and config.replay.method == "sft":
             return _train_and_replay(stage, model, answers, read_rows(replay.path / "examples.parquet", EftExample))

@@ -9,7 +9,7 @@ from typing import Literal
 from selfreward.artifacts import Artifact, Run, Stage, read_rows
 from selfreward.judging import judge_messages
 from selfreward.rubrics import load_rubric
-from selfreward.stages._training import context_of, record_training, start_path
+from selfreward.stages._training import context_of, need_room, record_training, start_path
 from selfreward.training import SftExample
 from selfreward.training.sft import train_sft
 from selfreward.types import Counts, Demonstration, EftExample, Message
@@ -32,7 +32,9 @@ def run(run: Run, key: Literal["sft", "m1"], start: Artifact, seed: Artifact, ef
                 SftExample(item.id, judge_messages(rubric, item.instruction, item.response), item.judgement) for item in targets
             ]
         stage.roles = {"start": start.key, "trained": key}
-        result = train_sft(start_path(start, config), examples, stage.path / "checkpoint", config.sft, context_of(stage, "sft"))
+        path = start_path(start, config)
+        need_room(stage, path)
+        result = train_sft(path, examples, stage.path / "checkpoint", config.sft, context_of(stage, "sft"))
         return record_training(stage, result, len(examples))
 
     return run.stage(key, sections, inputs, work)
