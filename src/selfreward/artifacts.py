@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from selfreward.config import Config
 from selfreward.environment import describe_environment, open_log
 from selfreward.errors import ConfigError, UsageError
 from selfreward.progress import Advance, NullProgress, Progress
-from selfreward.reuse import PARTS, RECORD, check_finished, clear_unfinished, hash_outputs
+from selfreward.reuse import PARTS, RECORD, check_finished, clear_parts, clear_temporary, clear_unfinished, hash_outputs
 from selfreward.rundir import RunDir
 from selfreward.stopping import Stop
 from selfreward.storage import (
@@ -115,6 +114,7 @@ class Run:
         directory.root.mkdir(parents=True, exist_ok=True)
         run = cls(config, directory, progress or NullProgress(), open_log(directory.log))
         run.environment = environment
+        clear_temporary(directory.root)
         if not directory.config.exists():
             run._describe()
         run.logger.info("run opened", extra={"data": {"name": config.name, "commit": environment["commit"]}})
@@ -167,6 +167,7 @@ class Run:
         artifact = Artifact(key, path, fingerprint(identity))
         if (path / RECORD).exists():
             check_finished(key, path, artifact.fingerprint, identity, read_json(path / RECORD))
+            clear_parts(path)  # a kill between the record and the end of the stage leaves them
             self.logger.info("stage reused", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
             self.num_stages["reused"] += 1
             return artifact
@@ -175,7 +176,7 @@ class Run:
         self.logger.info("stage started", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
         record = self._work(Stage(key, path, self, artifact.fingerprint), work)
         write_json(path / RECORD, {**identity, "fingerprint": artifact.fingerprint, **record})
-        shutil.rmtree(path / PARTS, ignore_errors=True)  # its rows are in the outputs now
+        clear_parts(path)
         self.logger.info(
             "stage finished", extra={"data": {"stage": key, "seconds": record["seconds"], "counts": record["counts"]}}
         )
