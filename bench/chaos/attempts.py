@@ -23,7 +23,7 @@ SETTINGS = (
     "sft.dropout=0.1", "dpo.dropout=0.1", "eval.bootstrap_samples=200",
 )  # fmt: skip
 """The demo, small: about ten seconds of work beside the imports."""
-LOOK_EVERY = 0.002
+LOOK_EVERY = 0.001
 LATE_TRIES = 4
 PATIENCE = 900
 """Seconds after which a process counts as hanging."""
