@@ -54,13 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     with ThreadPoolExecutor(options.jobs) as pool:
         works = [pool.submit(_one, base / f"run-{run[0].number}", settings, run, reference) for run in runs]
-        for work in as_completed(works):
-            for line in work.result():
-                print(line, flush=True)
+        try:
+            for work in as_completed(works):
+                print("\n".join(work.result()), flush=True)
+        except BaseException:  # an interrupt too: the runs at work are waited for, the others are not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     kills = [kill for run in runs for kill in run]
     failed = sum(1 for kill in kills if kill.problems)
-    hit = Counter(kind_of(kill.moment.stage) for kill in kills)
-    print(f"{len(runs)} runs in {time.monotonic() - started:.0f} s; kills aimed at: {_counted(hit)}")
+    print(f"{len(runs)} runs in {time.monotonic() - started:.0f} s; {_hits(kills, reference)}")
     if not failed and options.keep is None:
         shutil.rmtree(base)
     print(f"{len(kills) - failed} passed, {failed} failed")
@@ -121,8 +123,12 @@ def _one(folder: Path, settings: Sequence[str], kills: Sequence[Kill], reference
     return lines
 
 
-def _counted(hit: Counter[str]) -> str:
-    return ", ".join(f"{kind} {number}" for kind, number in hit.most_common())
+def _hits(kills: Sequence[Kill], reference: Reference) -> str:
+    """How often each kind of stage was hit."""
+    hit = Counter(kind_of(kill.stage) for kill in kills if kill.stage)
+    missed = dict.fromkeys(kind for kind in map(kind_of, reference.timeline) if not hit[kind])
+    told = ", ".join(f"{kind} {number}" for kind, number in hit.most_common())
+    return f"hit: {told or 'nothing'}" + (f"; not hit: {', '.join(missed)}" if missed else "")
 
 
 if __name__ == "__main__":

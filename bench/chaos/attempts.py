@@ -45,10 +45,12 @@ class Reference:
 
 @dataclass(slots=True)
 class Kill:
-    """One kill: when it was to come, where it fell, how long the process after it took, and what was wrong."""
+    """One kill: when it was to come, the stage that it hit and where in it, how long the process after it took (until the
+    run's end or the next kill, as `ended` says), and what was wrong."""
 
     number: int
     moment: Moment
+    stage: str | None = None
     fell: str = ""
     seconds: float = 0.0
     ended: str = ""
@@ -120,8 +122,8 @@ def run_to_end(place: Place, watch: Watch | None = None) -> float:
     return time.monotonic() - started
 
 
-def run_and_kill(place: Place, moment: Moment, last_stage: str) -> str:
-    """Start a process and kill it at the moment; returns where the kill fell.
+def run_and_kill(place: Place, moment: Moment, last_stage: str) -> tuple[str | None, str]:
+    """Start a process and kill it at the moment; returns the stage that was hit, and where in it.
 
     A process that was done before is started again: it writes the report anew, and is killed in there, sooner each time.
     Raises ChaosError when it fails or hangs by itself, or when no kill comes in time.
@@ -141,7 +143,8 @@ def run_and_kill(place: Place, moment: Moment, last_stage: str) -> str:
         if code == -signal.SIGKILL:
             watch.look()  # what the process still wrote before it died
             inside = "right after" if watch.stage in watch.passed else "in"
-            return f"{inside} {watch.stage} ({time.monotonic() - watch.since:.2f} s, {watch.changes} changes of its files)"
+            spent = f"{time.monotonic() - watch.since:.2f} s, {watch.changes} changes of its files"
+            return watch.stage, f"{inside} {watch.stage} ({spent})"
         if code:
             raise ChaosError(f"exit code {code}: {place.errors()}")
         moment = replace(moment, stage=REPORT, event="start", delay=moment.delay / 2)
@@ -161,7 +164,7 @@ def disturbed(place: Place, kills: Sequence[Kill], reference: Reference) -> None
     try:
         for place_in_run, kill in enumerate(kills):
             started = time.monotonic()
-            kill.fell = run_and_kill(place, kill.moment, last_stage)
+            kill.stage, kill.fell = run_and_kill(place, kill.moment, last_stage)
             if place_in_run:
                 kills[place_in_run - 1].seconds = time.monotonic() - started
                 kills[place_in_run - 1].ended = "until the next kill"
