@@ -92,8 +92,8 @@ class Place:
         return lines[-1] if lines else "nothing on standard error"
 
     def num_scratch(self) -> int:
-        """Temporary folders that killed processes left outside the run."""
-        return sum(1 for _ in self.scratch.iterdir())
+        """Temporary folders that killed trainings left outside the run's folder, where no later process finds them."""
+        return sum(1 for _ in self.scratch.glob("selfreward-*"))
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
