@@ -23,7 +23,8 @@ SETTINGS = (
     "sft.dropout=0.1", "dpo.dropout=0.1", "eval.bootstrap_samples=200",
 )  # fmt: skip
 """The demo, small: about ten seconds of work beside the imports."""
-LOOK_EVERY = 0.001
+LOOK_EVERY, LOOK_CLOSELY = 0.004, 0.001
+"""Seconds between two looks at a run; closely, while it is in the stage that shall be hit."""
 LATE_TRIES = 4
 PATIENCE = 900
 """Seconds after which a process counts as hanging."""
@@ -138,7 +139,7 @@ def run_and_kill(place: Place, moment: Moment, last_stage: str) -> tuple[str | N
                     break
                 if time.monotonic() - started > PATIENCE:
                     raise ChaosError(f"no end after {PATIENCE} s")
-                time.sleep(LOOK_EVERY)
+                time.sleep(LOOK_CLOSELY if watch.stage == moment.stage else LOOK_EVERY)
             code = process.returncode
         if code == -signal.SIGKILL:
             watch.look()  # what the process still wrote before it died

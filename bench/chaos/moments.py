@@ -6,9 +6,11 @@ Two spans around the stages count as stages too: `opening`, from the first sign 
 """
 
 import json
+import os
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -174,18 +176,19 @@ class Watch:
         """Names in a stage's folder, and in the folders that are its own."""
         folder = self.root if stage in (OPENING, REPORT) else self.root / stage
         names: set[str] = set()
-        try:
-            for path in folder.iterdir():
-                names.add(path.name)
-                if folder != self.root and path.is_dir():
-                    names |= {f"{path.name}/{inner.name}" for inner in path.iterdir()}
-        except FileNotFoundError:
-            pass  # not there yet, or a folder that was just taken away: the next look sees the rest
+        with suppress(FileNotFoundError):  # not there yet, or just taken away: the next look sees the rest
+            for entry in os.scandir(folder):
+                names.add(entry.name)
+                if folder != self.root and entry.is_dir():
+                    names |= {f"{entry.name}/{inner.name}" for inner in os.scandir(entry.path)}
         return frozenset(names)
 
     def _new_lines(self) -> list[bytes]:
         """Whole lines that the log got since the last look."""
-        if not self._log.exists() or self._log.stat().st_size <= self._offset:
+        try:
+            if self._log.stat().st_size <= self._offset:
+                return []
+        except FileNotFoundError:
             return []
         with self._log.open("rb") as file:
             file.seek(self._offset)

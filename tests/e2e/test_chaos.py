@@ -10,13 +10,17 @@ import pytest
 
 CHAOS = Path(__file__).parents[2] / "bench" / "chaos"
 KINDS = ("seed", "m1", "judgements", "model")
+SMALLER = (
+    "num_rounds=1", "seed.num_heldout_prompts=2", "seed.num_heldout_ranked=2", "judge.num_votes=2", "eval.num_votes=1",
+    "eval.bootstrap_samples=100",
+)  # fmt: skip
 
 
 @pytest.mark.timeout(900)
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     options = ["--seed", "5", "--kills", "4", "--kills-per-run", "4", "--references", "1", "--kinds", ",".join(KINDS)]
     done = subprocess.run(
-        [sys.executable, str(CHAOS), *options, "--keep", str(tmp_path / "kept"), "num_rounds=1", "seed.num_heldout_prompts=2"],
+        [sys.executable, str(CHAOS), *options, "--keep", str(tmp_path / "kept"), *SMALLER],
         capture_output=True, text=True, check=False, timeout=850,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )  # fmt: skip
