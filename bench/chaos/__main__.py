@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
     kills = [kill for run in runs for kill in run]
     failed = sum(1 for kill in kills if kill.problems)
-    print(f"{len(runs)} runs in {time.monotonic() - started:.0f} s; {_hits(kills, reference)}")
+    hits = _hits(kills, kinds or [kind_of(stage) for stage in reference.timeline])
+    print(f"{len(runs)} runs in {time.monotonic() - started:.0f} s; {hits}")
     if not failed and options.keep is None:
         shutil.rmtree(base)
     print(f"{len(kills) - failed} passed, {failed} failed")
@@ -123,10 +124,10 @@ def _one(folder: Path, settings: Sequence[str], kills: Sequence[Kill], reference
     return lines
 
 
-def _hits(kills: Sequence[Kill], reference: Reference) -> str:
-    """How often each kind of stage was hit."""
+def _hits(kills: Sequence[Kill], kinds: Sequence[str]) -> str:
+    """How often each kind of stage was hit, and which of the wanted ones were not."""
     hit = Counter(kind_of(kill.stage) for kill in kills if kill.stage)
-    missed = dict.fromkeys(kind for kind in map(kind_of, reference.timeline) if not hit[kind])
+    missed = dict.fromkeys(kind for kind in kinds if not hit[kind])
     told = ", ".join(f"{kind} {number}" for kind, number in hit.most_common())
     return f"hit: {told or 'nothing'}" + (f"; not hit: {', '.join(missed)}" if missed else "")
 
