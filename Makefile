@@ -6,12 +6,14 @@ READY := $(VENV)/.ready
 RUNS ?= runs
 SEEDS ?= 1,2,3,4,5
 JOBS ?= 2
+KILLS ?= 50
+SEED ?=
 # No network while running, no telemetry; one thread a test worker, because two workers share two cores.
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow check bench seeds pretrain clean
+.PHONY: setup demo test test-slow check bench chaos seeds pretrain clean
 
 setup: $(READY)
 
@@ -36,6 +38,9 @@ check: $(READY)
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/dedupe.py
+
+chaos: $(READY)
+	$(BIN)/python bench/chaos --kills $(KILLS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
 seeds: $(READY)
 	$(BIN)/selfreward lab seeds --seeds $(SEEDS) --out $(RUNS)/seeds --jobs $(JOBS)

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,17 @@ from selfreward.locking import RunLock
 from selfreward.parts import find_parts, read_part, set_aside, write_part
 from selfreward.progress import Advance, NullProgress, Progress
 from selfreward.redaction import holds_secret
-from selfreward.reuse import PARTS, RECORD, begin, check_finished, clear_unfinished, hash_outputs, identify
+from selfreward.reuse import (
+    PARTS,
+    RECORD,
+    begin,
+    check_finished,
+    clear_parts,
+    clear_temporary,
+    clear_unfinished,
+    hash_outputs,
+    identify,
+)  # fmt: skip
 from selfreward.rundir import RunDir, check_is_run
 from selfreward.stopping import Stop
 from selfreward.storage import (
@@ -119,6 +128,7 @@ class Run:
         run = cls(config, directory, progress or NullProgress(), logger)
         run.lock = lock
         run.environment = environment
+        clear_temporary(directory.root)
         if not directory.config.exists():
             run._describe()
         run.logger.info("run opened", extra={"data": {"name": config.name, "commit": environment["commit"]}})
@@ -180,6 +190,7 @@ class Run:
         path = artifact.path
         if (path / RECORD).exists():
             artifact = dataclasses.replace(artifact, fingerprint=check_finished(path, artifact.fingerprint, identity))
+            clear_parts(path)  # a kill between the record and the end of the stage leaves them
             self.logger.info("stage reused", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
             self.num_stages["reused"] += 1
             return artifact
@@ -195,7 +206,7 @@ class Run:
             told = {ACCEPTED: accepted} if accepted else {}
             write_json(path / RECORD, {**identity, "fingerprint": artifact.fingerprint, **record, **told})
         self._intact.add(path, record["outputs"])
-        shutil.rmtree(path / PARTS, ignore_errors=True)  # its rows are in the outputs now
+        clear_parts(path)
         self.logger.info(
             "stage finished", extra={"data": {"stage": key, "seconds": record["seconds"], "counts": record["counts"]}}
         )

@@ -131,6 +131,21 @@ def clear_unfinished(path: Path) -> None:
             child.unlink()
 
 
+def clear_parts(path: Path) -> None:
+    """Remove a finished stage's parts: their rows are in its outputs."""
+    if (path / PARTS).exists():
+        shutil.rmtree(path / PARTS)
+
+
+def clear_temporary(root: Path) -> None:
+    """Remove the half-written files that a killed process left beside the stages (config, environment, summary, report).
+
+    Call it with the run's lock held. Those inside a stage's folder go with `clear_unfinished`.
+    """
+    for file in root.glob(f"{TEMPORARY_PREFIX}*"):
+        file.unlink(missing_ok=True)  # `selfreward report` needs no lock, and may just have put it in place
+
+
 def _plain(value: Any) -> Any:
     """The value as JSON would read it back."""
     return json.loads(json.dumps(value, default=to_plain, allow_nan=False))

@@ -13,6 +13,8 @@ BUILT_IN = {"eval", "exec", "compile", "__import__"}
 WALL_CLOCK = {
     ("selfreward.artifacts", "when a stage was begun, for people"),
     ("selfreward.environment", "the time of a line of the log"),
+    ("selfreward.locking", "since when a process holds a run, for people"),
+    ("selfreward.planning", "the name of a folder for superseded stages, and when drift was accepted, for people"),
     ("selfreward.engines._openai_answers", "a server may name the end of a wait by a date; longer waits than max_wait_s stop"),
 }
 """The only modules that look at the time of day, and why."""
@@ -65,7 +67,7 @@ def test_code_in_a_model_folder_is_trusted_by_the_config_alone():
     for _, node in nodes(ast.Dict):
         pairs = zip(node.keys, node.values, strict=True)
         values += [value for key, value in pairs if isinstance(key, ast.Constant) and key.value == "trust_remote_code"]
-    assert [ast.unparse(value) for value in values] == ["config.model.trust_remote_code"]
+    assert {ast.unparse(value) for value in values} == {"config.model.trust_remote_code"}
 
 
 def test_every_load_of_weights_wants_safetensors():

@@ -91,7 +91,7 @@ def stopped(stages: Stages) -> Path:
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_part_is_set_aside_and_done_again(stages: Stages, stopped: Path, damage: Callable[[Path], None]) -> None:
     calm = ask(stages.run(name="calm"))
-    first, _ = sorted(stopped.iterdir())
+    first, _ = sorted(stopped.glob("*.parquet"))
     damage(first)
     run, asked = stages.run(), []
     seen: list[str] = []
@@ -108,7 +108,7 @@ def test_a_damaged_part_is_set_aside_and_done_again(stages: Stages, stopped: Pat
 
 
 def test_a_damaged_part_is_kept_as_long_as_its_stage_is_not_done(stages: Stages, stopped: Path) -> None:
-    first, second = sorted(stopped.iterdir())
+    first, second = sorted(stopped.glob("*.parquet"))
     cut(first)
     damaged = first.read_bytes()
     run = stages.run()

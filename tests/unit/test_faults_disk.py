@@ -190,7 +190,7 @@ def test_a_stage_stops_at_every_file_and_goes_on(stages: Stages, name: str) -> N
         run.stage("round-1/samples", {}, {}, lambda stage: ask(stage, name))
     folder = run.dir.samples(1)
     assert not (folder / "record.json").exists()
-    assert len(list((folder / "parts").iterdir())) == 3, "what was committed is kept"
+    assert len(list((folder / "parts").glob("*.parquet"))) == 3, "what was committed is kept"
     last = json.loads(run.dir.log.read_text().splitlines()[-1])
     assert (last["message"], last["data"]["error"][:12]) == ("run stopped", "StorageError")
     again = stages.run(name="full").stage("round-1/samples", {}, {}, ask)
@@ -208,7 +208,7 @@ def test_a_part_that_cannot_be_committed_stops_the_stage(stages: Stages) -> None
     folder = run.dir.samples(1)
     (folder / "parts").unlink()
     (folder / "kept").rename(folder / "parts")
-    assert len(list((folder / "parts").iterdir())) == 1
+    assert len(list((folder / "parts").glob("*.parquet"))) == 1
     assert read_rows(stages.run().stage("round-1/samples", {}, {}, ask).path / "answers.parquet", Prompt) == PROMPTS
 
 

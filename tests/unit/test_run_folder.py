@@ -9,7 +9,9 @@ import pytest
 from selfreward.artifacts import Run, read_json
 from selfreward.config import Config, EngineConfig
 from selfreward.errors import ConfigError, DriftError
-from selfreward.types import Counts
+from selfreward.types import Counts, Prompt
+
+PROMPTS = [Prompt(f"p{i}", f"text {i}", "file") for i in range(3)]
 
 
 def open_run(tmp_path, **changes):
@@ -94,3 +96,24 @@ def test_two_processes_never_work_in_one_run(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, "closing gives the run free"
     with open_run(tmp_path), open_run(tmp_path):
         pass
+
+
+def test_what_a_kill_left_beside_finished_work_goes_when_the_run_goes_on(tmp_path):
+    """A kill between a record and the clearing of its stage's parts, and one while config, summary or report were written."""
+
+    def chunked(stage):
+        return Counts(len(stage.chunks("texts", PROMPTS, 2, list, Prompt)), 3)
+
+    with open_run(tmp_path) as run:
+        run.stage("seed", {}, {}, chunked)
+    parts = tmp_path / "r/seed/parts"
+    assert not parts.exists()
+    parts.mkdir()
+    (parts / "texts-00000-0123456789abcdef.parquet").write_bytes(b"whole once")
+    for name in ("summary.json", "report.html", "environment.json"):
+        (tmp_path / f"r/.tmp-4711-{name}").write_bytes(b"half")
+    with open_run(tmp_path) as run:
+        run.stage("seed", {}, {}, chunked)
+        assert run.num_stages == {"done": 0, "reused": 1}
+    assert not parts.exists()
+    assert not list((tmp_path / "r").rglob(".tmp-*"))
