@@ -13,7 +13,8 @@ from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError, DataError, ModelError
 from selfreward.filters import check_language, read_unsafe_words
 from selfreward.judging import check_judge_mode
-from selfreward.rubrics import Kind, Rubric, load_rubric
+from selfreward.rubrics import Rubric, load_rubric
+from selfreward.rubrics.header import Kind
 from selfreward.sources import read_source
 from selfreward.stages._panel import panel_rubrics
 from selfreward.stages._prompt_file import count_prompts

@@ -14,8 +14,8 @@ from selfreward.types import Generation
 def pointwise(**header: Any) -> Rubric:
     lines = {"score_word": "Punkte", "of_word": "von", "example": "'Punkte: 4'", "scale": "[0, 10]"} | header
     words = "".join(f"{name}: {value}\n" for name, value in lines.items() if value is not None)
-    text = f"---\nname: noten\nkind: pointwise\nlanguage: de\n{words}---\n{{{{ instruction }}}} <antwort>{{{{ response }}}}</antwort>\n"
-    return parse_rubric(text, "noten.md")
+    body = "{{ instruction }} <antwort>{{ response }}</antwort>"
+    return parse_rubric(f"---\nname: noten\nkind: pointwise\nlanguage: de\n{words}---\n{body}\n", "noten.md")
 
 
 def pairwise(**header: Any) -> Rubric:

@@ -15,8 +15,8 @@ from selfreward.errors import ConfigError
 from selfreward.texts import one_line
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `a.b=c` overrides, validate.
+def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | None = None) -> Config:
+    """Read a YAML file, apply `a.b=c` overrides, validate. `name` stands in for a file's without one.
 
     Raises ConfigError naming every wrong key or value on a line of its own.
     """
@@ -29,7 +29,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not OmegaConf.is_dict(tree):
         raise ConfigError(f"{path} must hold a mapping of settings at its top level")
-    return _with_overrides(tree, overrides, str(path))
+    return _with_overrides(tree if name is None else OmegaConf.merge({"name": name}, tree), overrides, str(path))
 
 
 def default_config(name: str, overrides: Sequence[str] = ()) -> Config:
