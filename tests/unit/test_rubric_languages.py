@@ -1,5 +1,6 @@
 """Rubrics in other languages: header words keep the default reader, and a pattern of a file's own reads every verdict."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,10 @@ def test_wrong_headers(header: dict[str, Any], message: str) -> None:
 def test_what_is_no_file(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         read_rubric(name, "--rubric")
+
+
+def test_the_examples_of_the_docs_are_rubrics() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "judging.md").read_text(encoding="utf-8")
+    found = [parse_rubric(text, "docs") for text in re.findall(r"```\n(---\n.*?)```", page, flags=re.DOTALL)]
+    assert [(rubric.name, rubric.kind) for rubric in found] == [("hilfreich", "pointwise"), ("duell", "pairwise")]
+    assert read(found[0], "Gut.\nPunkte: 7.5 von 10") == 7.5
