@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -23,12 +22,11 @@ from selfreward.config import Config
 from selfreward.disk import check_writable, writing
 from selfreward.drift import ACCEPTED
 from selfreward.environment import describe_environment, open_log
-from selfreward.errors import ConfigError, CorruptArtifactError, StoppedError, StorageError, UsageError
+from selfreward.errors import CorruptArtifactError, StoppedError, StorageError, UsageError
 from selfreward.intact import Intact
 from selfreward.locking import RunLock
-from selfreward.parts import find_parts, read_part, set_aside, write_part
+from selfreward.parts import find_parts, pieces, read_part, set_aside, write_part
 from selfreward.progress import Advance, NullProgress, Progress
-from selfreward.redaction import holds_secret
 from selfreward.reuse import (
     PARTS,
     RECORD,
@@ -52,6 +50,7 @@ from selfreward.storage import (
     read_json,
     read_rows,
     read_rows_metadata,
+    refuse_secrets,
     replacing,
     to_plain,
     write_bytes,
@@ -152,7 +151,7 @@ class Run:
     def _describe(self) -> None:
         """Write config.json and environment.json, once."""
         if not self._is_described:
-            _refuse_secrets(self.config, self.environment)
+            refuse_secrets(self.config, self.environment)
             write_json(self.dir.environment, self.environment)
             write_json(self.dir.config, self.config)
             self._is_described = True
@@ -333,7 +332,7 @@ class Stage:
         """
         own = self.run.progress.task(f"{self.key}: {name}", len(items)) if advance is None else nullcontext(advance)
         with own as finished:
-            return [row for rows in self._chunks(name, _pieces(items, size), work, cls, finished) for row in rows]
+            return [row for rows in self._chunks(name, pieces(items, size), work, cls, finished) for row in rows]
 
     def stream(
         self,
@@ -346,7 +345,7 @@ class Stage:
     ) -> Iterator[list[R]]:
         """As `chunks` for items that come one by one: a chunk's results at a time, and no other chunk in memory."""
         with self.run.progress.task(f"{self.key}: {name}", num_items) as finished:
-            yield from self._chunks(name, _pieces(items, size), work, cls, finished)
+            yield from self._chunks(name, pieces(items, size), work, cls, finished)
 
     def _chunks(
         self,
@@ -392,19 +391,3 @@ class Stage:
         spent[SHORTAGES] = json.dumps(self.shortages[num_short:])
         # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
         return read_part(write_part(self.path / PARTS, stem, rows, cls, spent), cls)[0]
-
-
-def _refuse_secrets(*values: Any) -> None:
-    """What a run folder keeps of its settings and command must not hold a key."""
-    if holds_secret(json.dumps(values, default=to_plain, ensure_ascii=False)):
-        raise ConfigError(
-            "the value of an API key stands in the settings or in the command itself; the run's folder would keep it. Leave it "
-            "in the environment variable that endpoints.NAME.api_key_env names"
-        )
-
-
-def _pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    assert size >= 1, f"chunk size must be at least 1, got {size}"
-    rest = iter(items)
-    while piece := list(islice(rest, size)):
-        yield piece

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from selfreward import eval_commands
 from selfreward.disk import refusal_of
-from selfreward.errors import ConfigError, SelfRewardError, StoppedError, UsageError
+from selfreward.errors import ConfigError, RunError, SelfRewardError, StoppedError, UsageError
 from selfreward.redaction import hide
 
 # Before any Hugging Face import: no telemetry, and no network unless a config asks for it.
@@ -175,8 +175,8 @@ def report(run_folder: RunFolder, as_json: AsJson = False) -> None:
 @app.command()
 def judge(  # noqa: PLR0913 - a command has as many parameters as it has options
     data: Annotated[Path, typer.Argument(metavar="FILE", help="Responses, or with --agreement ranked ones; a file or folder.")],
-    model: Annotated[str, typer.Option(help="Who judges: a model folder, lab, or endpoint:NAME of the config.")],
     overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="Who judges: a model folder, lab, or endpoint:NAME of the config.")] = None,
     agreement: Annotated[bool, typer.Option("--agreement", help="Measure the judge on what people ranked.")] = False,
     rubric: Annotated[str | None, typer.Option(help="A shipped rubric's name or a file.")] = None,
     k: Annotated[int | None, typer.Option("--k", min=1, help="Votes for each response.")] = None,
@@ -184,7 +184,7 @@ def judge(  # noqa: PLR0913 - a command has as many parameters as it has options
     out: Annotated[Path | None, typer.Option(help="Where scores and votes go: a .parquet or .jsonl file.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="YAML config to take settings from.")] = None,
     file_format: Annotated[str, typer.Option("--format", help="The data's format, where it is not told from it.")] = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Judge this many prompts at most.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge this many rows (or ranked sets) at most.")] = None,
     seeds_of: Annotated[str, typer.Option(help="The stage whose seeds votes have, such as m1/evals of a run.")] = "judge",
     as_json: AsJson = False,
 ) -> None:
@@ -195,10 +195,12 @@ def judge(  # noqa: PLR0913 - a command has as many parameters as it has options
     from selfreward.report.judge_table import render_judge
 
     changed = overrides or []
-    config = load_config(config_file, changed) if config_file else default_config("judge", changed)
+    config = load_config(config_file, changed, "judge") if config_file else default_config("judge", changed)
     options = Options(data, model, agreement, rubric, k, mode, out, file_format, limit, seeds_of)
     summary = judge_data(options, config, RichProgress())
     typer.echo(json.dumps(summary, indent=1) if as_json else render_judge(summary, _width()))
+    if summary["problem"]:
+        raise RunError(summary["problem"])
 
 
 @lab.command("pretrain")

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from selfreward.disk import refusal_of, writing
+from selfreward.errors import ConfigError
 from selfreward.locking import RunLock
 from selfreward.redaction import hide
 
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+"""The limit that people set for all numeric programs of a machine that they share."""
 PACKAGES = (
     "selfreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets",
     "tokenizers", "safetensors", "numpy", "scipy", "pyarrow", "pydantic", "rapidfuzz",
@@ -30,18 +33,40 @@ def current_versions() -> dict[str, str | None]:
 
 
 def describe_environment(threads: int) -> dict[str, Any]:
-    """Python, package versions, git commit (None outside a checkout), machine. `threads` 0 means all cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Python, package versions, git commit (None outside a checkout), machine. For `threads` see `num_threads`."""
     return {
         "python": platform.python_version(),
         "versions": current_versions(),
         "commit": _commit(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": cores,
-        "threads": threads or cores,
+        "cores": num_cores(),
+        "threads": num_threads(threads),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_threads(wanted: int) -> int:
+    """CPU threads for `engine.threads`: 0 means as many as OMP_NUM_THREADS says, without it one a core.
+
+    Raises ConfigError when that variable holds no number: whoever set it wants a limit, and would get none.
+    """
+    if wanted:
+        return wanted
+    said = os.environ.get(THREADS_VARIABLE, "").strip()
+    if not said:
+        return num_cores()
+    first = said.partition(",")[0].strip()  # a number for each level of nested work; ours is the first
+    if not (first.isascii() and first.isdigit() and int(first) > 0):
+        raise ConfigError(
+            f"the variable {THREADS_VARIABLE}={said!r} is no number of threads; correct it, or set engine.threads"
+        )
+    return int(first)
 
 
 def open_log(path: Path) -> tuple[logging.Logger, RunLock]:

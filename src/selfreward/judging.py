@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 from selfreward.config import Config, JudgeConfig
 from selfreward.errors import ConfigError, DataError, EngineError
-from selfreward.rubrics import Rubric
+from selfreward.rubrics import Preference, Rubric
 from selfreward.rubrics.reading import to_number
 from selfreward.types import (
     REQUEST_ERRORS,
@@ -29,7 +29,6 @@ from selfreward.types import (
     VoteFailure,
 )
 
-Verdict = Literal["A", "B", "tie"]
 Aggregate = Literal["mean", "median", "trimmed-mean"]
 
 RETRIED: frozenset[VoteFailure] = frozenset({"no_score", "out_of_range", "truncated", "empty"})
@@ -207,7 +206,7 @@ def mean_mass(votes: Sequence[Vote]) -> float | None:
     return fsum(known) / len(known) if known else None
 
 
-def parse_verdict(rubric: Rubric, generation: Generation) -> Verdict | None:
+def parse_verdict(rubric: Rubric, generation: Generation) -> Preference | None:
     """Which response a pairwise judge prefers: the last `Verdict:` of the reply that is no quotation, read
     from the same line.
 
@@ -218,8 +217,7 @@ def parse_verdict(rubric: Rubric, generation: Generation) -> Verdict | None:
     found = rubric.find_verdict(generation.text)
     if found is None or _is_cut(generation, found.end):
         return None
-    said: dict[str, Verdict] = {"A": "A", "B": "B", "TIE": "tie"}
-    return said.get(found.said.upper())
+    return rubric.preference(found.said)
 
 
 def verdict_failure(generation: Generation) -> VerdictFailure:

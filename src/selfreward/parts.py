@@ -4,7 +4,8 @@ A part's name ends in the hash of its bytes, so that one which a failing disk or
 wherever in it the damage lies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from selfreward.errors import CorruptArtifactError
 from selfreward.storage import encode_rows, hash_bytes, hash_file, read_rows, read_rows_metadata, write_bytes
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 DAMAGED = ".damaged"
 """Ends the name of a part that was set aside."""
@@ -41,3 +43,11 @@ def read_part(path: Path, cls: type[R]) -> tuple[list[R], dict[str, str]]:
 def set_aside(path: Path) -> Path:
     """Take a damaged part out of the way, and keep it until its stage is finished; returns where it lies now."""
     return path.rename(path.with_name(path.name + DAMAGED))
+
+
+def pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of `size`, the last one shorter."""
+    assert size >= 1, f"chunk size must be at least 1, got {size}"
+    rest = iter(items)
+    while piece := list(islice(rest, size)):
+        yield piece

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from selfreward.columns import arrow_schema, can_read, record_codec
 from selfreward.disk import writing
-from selfreward.errors import CorruptArtifactError, DataError, ModelError
+from selfreward.errors import ConfigError, CorruptArtifactError, DataError, ModelError
+from selfreward.redaction import holds_secret
 from selfreward.texts import one_line
 
 T = TypeVar("T")
@@ -103,6 +104,15 @@ def to_plain(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         return value.item()
     raise TypeError(f"{type(value).__name__} cannot be stored as JSON: {value!r}")
+
+
+def refuse_secrets(*values: Any) -> None:
+    """What a run folder keeps of its settings and command must not hold a key."""
+    if holds_secret(json.dumps(values, default=to_plain, ensure_ascii=False)):
+        raise ConfigError(
+            "the value of an API key stands in the settings or in the command itself; the run's folder would keep it. Leave it "
+            "in the environment variable that endpoints.NAME.api_key_env names"
+        )
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -168,7 +168,7 @@ def test_too_many_stop_strings_are_refused(config: Callable[..., Config], tmp_pa
 
 def test_the_key_must_be_there(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FAR_KEY", raising=False)
-    with pytest.raises(ConfigError, match=r"the variable that endpoints\.far\.api_key_env names is not set"):
+    with pytest.raises(ConfigError, match=r"the variable that endpoints\.far\.api_key_env names \(FAR_KEY\) is not set"):
         check_config(config(api_key_env="FAR_KEY"))
     monkeypatch.setenv("FAR_KEY", SECRET)
     assert not [line for line in check_config(config(api_key_env="FAR_KEY")) if SECRET in line]
@@ -179,3 +179,9 @@ def test_the_package_must_be_there(config: Callable[..., Config], monkeypatch: p
     with pytest.raises(MissingExtraError, match=r"pip install 'selfreward\[endpoint\]'"):
         check_config(config())
     check_config(config(judge={"model": "policy"}))
+
+
+def test_what_may_be_a_key_in_the_wrong_place_is_not_shown(config: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match="is not set") as caught:
+        check_config(config(api_key_env="AKIA7EXAMPLE99"))
+    assert "AKIA" not in str(caught.value)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from selfreward.engines.loading import load_model, load_tokenizer, pick_device, resolve_model_path, set_threads
+from selfreward.environment import num_cores, num_threads
 from selfreward.errors import ConfigError, ModelError
 
 MakeConfig = Callable[..., Any]
@@ -155,6 +156,32 @@ def test_a_tokenizer_without_padding_pads_with_eos(folder: Path, make_config: Ma
             assert tokenizer.pad_token_id == tokenizer.eos_token_id
     with pytest.raises(ModelError, match="neither a padding nor an EOS token"):
         load_tokenizer(folder, make_config())
+
+
+@pytest.mark.parametrize(("said", "threads"), [("1", 1), ("3", 3), ("2,1", 2)])
+def test_no_number_of_threads_leaves_it_to_the_variable(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, said: str, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    try:
+        assert set_threads(make_config(engine={"threads": 0})) == torch.get_num_threads() == threads
+        assert set_threads(make_config(engine={"threads": 4})) == torch.get_num_threads() == 4, "a setting counts more"
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("said", ["0", "many", "-1"])
+def test_a_variable_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    with pytest.raises(ConfigError, match=f"OMP_NUM_THREADS='{said}' is no number of threads"):
+        num_threads(0)
+    assert num_threads(2) == 2
+
+
+def test_without_the_variable_all_cores_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert num_threads(0) == num_cores()
 
 
 def test_threads_and_device(make_config: MakeConfig) -> None:

@@ -25,14 +25,14 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     settings = ["engine.chunk_size=6", "--json"]
     out = tmp_path / "s.parquet"
     with subprocess.Popen([*command, str(out), *settings], stdout=subprocess.DEVNULL) as process:
-        while len(list(tmp_path.rglob("votes-*.parquet"))) < 5:
+        while len(list(tmp_path.rglob("responses-*.parquet"))) < 5:
             assert process.poll() is None, "it must be killed before it ends"
             time.sleep(0.005)
         process.kill()
-    done = len(list(tmp_path.rglob("votes-*.parquet")))
+    done = len(list(tmp_path.rglob("responses-*.parquet")))
     assert 5 <= done < 90
     assert not out.exists()
-    stamps = {part: part.stat().st_mtime_ns for part in tmp_path.rglob("votes-0000[0-3]-*.parquet")}
+    stamps = {part: part.stat().st_mtime_ns for part in tmp_path.rglob("responses-0000[0-3]-*.parquet")}
     seen: list[dict[Path, int]] = []
 
     class Watching(NullProgress):
@@ -93,7 +93,7 @@ def test_the_same_command_goes_on(tmp_path: Path) -> None:
     options = Options(data, "scripted:random", agreement=True, out=tmp_path / "s.parquet")
     with pytest.raises(KeyboardInterrupt):
         judge_data(options, config, Interrupting())
-    parts = list((tmp_path / "s.parquet.run").rglob("votes-*.parquet"))
+    parts = list((tmp_path / "s.parquet.run").rglob("responses-*.parquet"))
     assert len(parts) == 1
     assert not (tmp_path / "s.parquet").exists()
     before = parts[0].stat().st_mtime_ns
@@ -118,9 +118,12 @@ def test_other_settings_or_data_need_another_place(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"judge\.num_votes was 3, is 1.*Give another --out, or delete .*s\.parquet\.run"):
         judge(data, "scripted:random", agreement=True, out=out, num_votes=1)
     ranked(data, 3)
-    with pytest.raises(UsageError, match="data changed"):
+    with pytest.raises(
+        UsageError,
+        match=r"the data \(or --limit, --format\) changed.*or delete .*s\.parquet\.run and .*s\.parquet to",
+    ):
         judge(data, "scripted:random", agreement=True, out=out)
     (tmp_path / "mine.parquet").write_text("precious")
-    with pytest.raises(UsageError, match=r"is there already, and not from this command"):
+    with pytest.raises(UsageError, match=r"is there already, without the folder .*mine.parquet.run of this command"):
         judge(data, "scripted:random", agreement=True, out=tmp_path / "mine.parquet")
     assert (tmp_path / "mine.parquet").read_text() == "precious"

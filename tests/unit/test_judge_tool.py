@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from selfreward.artifacts import read_json, read_rows
 from selfreward.cli import app
 from selfreward.config import parse_config
-from selfreward.errors import DataError, SelfRewardError
+from selfreward.errors import DataError, SelfRewardError, UsageError
 from selfreward.evals.evaluate import evaluate
-from selfreward.evals.head_to_head import Comparison
 from selfreward.judge_tool import ScoredResponse
+from selfreward.judge_tool.options import ComparedPair
 from selfreward.report.judge_table import render_judge
 
 OASST = Path(__file__).parents[3] / "shared" / "data" / "oasst_en_trees.jsonl"
@@ -43,19 +43,22 @@ def test_every_row_is_scored_or_named(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "scored.parquet", ScoredResponse)
     assert [(row.id, row.response, row.score, row.rank) for row in rows] == [
         ("a/0", "a superb reply", 5.0, None), ("b/0", "a bad reply", 1.0, None), ("c/0", "mumble", None, None),
+        ("d/0", "   ", None, None),
     ]  # fmt: skip
     assert [vote.failure for vote in rows[2].votes] == ["no_score"] * 3
     assert summary["data"]["rows"] == 4
-    assert (summary["data"]["dropped"], summary["data"]["replies_dropped"]) == ({"no_response": 1}, {"blank": 1})
-    assert summary["counts"] == {"sets": 3, "responses": 3, "scored": 2}
+    assert rows[3].votes == (), "nobody is asked about nothing"
+    assert (summary["data"]["dropped"], summary["data"]["replies_dropped"]) == ({}, {})
+    assert summary["counts"] == {"prompts": 1, "responses": 4, "scored": 2}
+    assert summary["unscored"] == {"no_score": 1, "blank": 1}
     assert summary["votes"]["failures"] == {"no_score": 3}
     assert summary["votes"]["score_histogram"] == {"1": 3, "5": 3}
     assert summary["health"]["failed_votes"]["value"] == pytest.approx(1 / 3)
     assert "figures" not in summary
     record = read_json(tmp_path / "scored.parquet.run" / "judge" / "record.json")
-    assert record["counts"] == {"in": 4, "out": 2, "dropped": {"no_response": 1, "too_few_votes": 1}}
+    assert record["counts"] == {"in": 4, "out": 2, "dropped": {"blank": 1, "too_few_votes": 1}}
     shown = render_judge(summary)
-    assert "blank 1" in shown
+    assert "blank response, not shown to the judge 1" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80 or str(tmp_path) in shown
 
 
@@ -75,7 +78,10 @@ def test_other_shapes_and_json_lines(tmp_path: Path) -> None:
 
 def test_prompts_alone_are_named(tmp_path: Path) -> None:
     data = write(tmp_path / "p.jsonl", {"prompt": "one question"}, {"prompt": "another question"})
-    with pytest.raises(DataError, match=r"holds no response to judge: 2 rows read, dropped {'no_response': 2}"):
+    with pytest.raises(
+        DataError,
+        match=r"no response to judge: 2 rows read as format prompts.*no response 2; its rows have the fields prompt\.",
+    ):
         judge(data, "scripted:random", out=tmp_path / "s.parquet")
 
 
@@ -99,7 +105,7 @@ def test_a_perfect_judge(tmp_path: Path) -> None:
     for figure in ("pairwise", "pairwise_strict", "five_best", "exact_match", "spearman", "kendall", "scored"):
         assert found[f"judge_{figure}"] == pytest.approx(1), figure
     assert found["judge_tied"] == 0
-    assert summary["counts"] == {"sets": 12, "responses": 36, "scored": 36}
+    assert summary["counts"] == {"prompts": 12, "sets": 12, "responses": 36, "scored": 36}
     assert summary["out"] is None
     shown = render_judge(summary)
     assert "Kendall tau-b" in shown
@@ -152,7 +158,7 @@ def test_a_pairwise_judge(tmp_path: Path) -> None:
     biased = judge(data, f"scripted:{tmp_path / 'first.json'}", agreement=True, rubric=str(rubric))
     assert (values(biased)["judge_pairwise"], values(biased)["first_position"]) == (0.5, 1)
     assert biased["counts"] == {
-        "sets": 4, "pairs": 12, "decided": 12, "missing": 0, "equal_texts": 0, "orders_disagree": 12,
+        "prompts": 4, "sets": 4, "pairs": 12, "decided": 12, "missing": 0, "equal_texts": 0, "orders_disagree": 12,
     }  # fmt: skip
     better = judge(data, f"scripted:{tmp_path / 'right.json'}", agreement=True, rubric=str(rubric), out=tmp_path / "d.parquet")
     # Both pairs of each set with the superb answer are right, the third one goes to who stands first.
@@ -185,9 +191,12 @@ def test_missing_verdicts_are_named(tmp_path: Path) -> None:
     shown = render_judge(summary)
     assert "no clear verdict in the reply: 7 of 24 verdicts (29.2%)" in shown
     assert "prompt too long for the context: 4 of 24" in shown
-    votes = read_rows(out, Comparison)[0].votes
-    assert [(vote.order, vote.failure) for vote in votes] == [("new_first", "no_verdict"), ("old_first", "truncated")]
-    assert votes[0].text == "I like both."
+    row = read_rows(out, ComparedPair)[0]
+    assert (row.id, row.prompt, row.better, row.worse) == ("1/0-1", "question 0?", "superb answer", "fine answer")
+    assert [(vote.shown_first, vote.failure) for vote in row.replies] == [("better", "no_verdict"), ("worse", "truncated")]
+    assert row.replies[0].text == "I like both."
+    assert "no figures: not one pair was decided" in shown
+    assert "gave no verdict at all" in summary["problem"]
 
 
 def test_what_is_not_scored_is_the_first_thing_said(tmp_path: Path) -> None:
@@ -240,11 +249,14 @@ def test_a_runs_figures_come_out_again(tmp_path: Path) -> None:
         ({"rubric": "pairwise", "agreement": True, "mode": "expected"}, "has none; leave it out"),
         ({"rubric": "pairwise", "agreement": True, "num_votes": 3}, "--k 3 is for scores"),
         ({"mode": "guessed"}, r"judge\.mode='guessed' must be one of sampled, expected"),
-        ({"format": "novel"}, r"seed\.sources\[0\]\.format='novel'"),
+        ({"format": "novel"}, r"--format 'novel' is unknown; known are auto, oasst-trees"),
         ({"out": None}, "give --out scored.parquet"),
         ({"out": Path("s.csv")}, r"must end with \.parquet or \.jsonl"),
-        ({"data": Path("nowhere.jsonl")}, "nowhere.jsonl"),
-        ({"agreement": True}, "role=ranked is not in a source of format alpaca"),
+        ({"data": Path("nowhere.jsonl")}, "'nowhere.jsonl' is no file or folder here"),
+        (
+            {"agreement": True},
+            "--agreement needs responses that people ranked.*has format alpaca.*with ranks: oasst-trees",
+        ),
     ],
 )
 def test_errors_name_what_is_wrong(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -269,7 +281,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert "votes of 5" in done.stdout
     kept = read_json(Path(f"{out}.run") / "config.json")["judge"]
     assert (kept["temperature"], kept["num_votes"], kept["max_tokens"]) == (0.0, 1, 9)
-    assert CliRunner().invoke(app, ["judge", data]).exit_code == 2, "--model is needed"
+    nobody = CliRunner().invoke(app, ["judge", data, "--out", str(out)])
+    assert isinstance(nobody.exception, UsageError), "--model is needed"
+    assert "--model says who judges" in str(nobody.exception)
 
 
 @pytest.mark.skipif(not OASST.is_file(), reason=f"the Open Assistant sample {OASST.name} is not beside this repository")

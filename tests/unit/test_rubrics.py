@@ -170,7 +170,7 @@ def test_the_hash_covers_body_pattern_scale_and_stop():
         ('Score: 3"', 'Score: 3.5"\ndecimals: false', "example's score '3.5' is not a whole number in the scale 0 to 5"),
         ("kind: pointwise", f"kind: pointwise\npattern: '({'x' * 2000})'", "pattern: 2,002 characters, at most 2,000"),
         ("name: mine", "name: " + "[" * 20_000, "not valid YAML"),
-        ("[0, 5]", "[0, .inf]", "finite number"),
+        ("[0, 5]", "[0, .inf]", "two finite numbers"),
         ("kind: pointwise", "kind: pointwise\npattern: '(x{99999999999999})'", "no regular expression"),
         ("kind: pointwise", f"kind: pointwise\npattern: '{'(' * 1990}'", "no regular expression"),
         ("Task:", "Task: " + "x" * 65_536, "larger than 65,536 bytes"),

@@ -46,13 +46,14 @@ class _Origin:
         return COMMAND_LINE if given else self.name
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `a.b=c` overrides, validate.
+def load_config(path: str | Path, overrides: Sequence[str] = (), name: str | None = None) -> Config:
+    """Read a YAML file, apply `a.b=c` overrides, validate. `name` stands in for a file's without one.
 
     Raises ConfigError for one wrong key or value, ProblemsError (a ConfigError) with each of several.
     """
     origin = _Origin(str(path), _read(Path(path)))
-    return _with_overrides(origin.parsed.value, overrides, origin)
+    tree = origin.parsed.value if name is None else {"name": name} | origin.parsed.value
+    return _with_overrides(tree, overrides, origin)
 
 
 def default_config(name: str, overrides: Sequence[str] = ()) -> Config:

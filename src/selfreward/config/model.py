@@ -33,7 +33,7 @@ class EngineConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU when there is one."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads for generation and training; 0 means all cores of the machine."""
+    """CPU threads for generation and training; 0: as many as the variable OMP_NUM_THREADS says, without it one a core."""
     batch_size: int = Field(default=256, ge=1)
     """Most replies generated at a time."""
     chunk_size: int = Field(default=2048, ge=1)

@@ -5,13 +5,13 @@ only used with `model.allow_download`. torch and transformers are imported when 
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfreward.config import Config
 from selfreward.engines.chatml import Added, add_default_template
+from selfreward.environment import num_threads
 from selfreward.errors import ConfigError, ModelError
 from selfreward.texts import one_line, shown
 
@@ -57,14 +57,13 @@ def pick_device(config: Config) -> str:
 
 
 def set_threads(config: Config) -> int:
-    """Give PyTorch `engine.threads` CPU threads (0: one a core of this machine); returns the number.
+    """Give PyTorch `engine.threads` CPU threads (0: as OMP_NUM_THREADS says, else one a core); returns the number.
 
     The number decides how sums are split, so results repeat bit for bit only with the same number.
     """
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = config.engine.threads or cores
+    threads = num_threads(config.engine.threads)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     return threads

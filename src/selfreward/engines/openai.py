@@ -12,6 +12,7 @@ What the server makes of a text is its own: it may read control tokens spelled o
 import asyncio
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
@@ -52,17 +53,22 @@ def need_package() -> None:
         raise MissingExtraError("endpoints need the package openai; install it with: pip install 'selfreward[endpoint]'")
 
 
+_USUAL_VARIABLE = re.compile(r"[A-Z][A-Z_]{0,40}_(KEY|TOKEN|SECRET)")
+
+
 def read_key(name: str, endpoint: EndpointConfig) -> str | None:
     """The API key from the environment, None where the endpoint names no variable.
 
-    Raises ConfigError when it is not set or holds what no HTTP header can. Shows neither the value nor the variable's name,
-    which may be a key that was put in the wrong place.
+    Raises ConfigError when it is not set or holds what no HTTP header can. Shows the variable's name only where it ends as such
+    names do: any other may be a key that was put in the wrong place.
     """
     if endpoint.api_key_env is None:
         return None
     key = os.environ.get(endpoint.api_key_env, "")
     if not key:
-        raise ConfigError(f"the variable that endpoints.{name}.api_key_env names is not set; export the API key in it")
+        is_named = _USUAL_VARIABLE.fullmatch(endpoint.api_key_env)
+        what = f" ({endpoint.api_key_env})" if is_named else ""
+        raise ConfigError(f"the variable that endpoints.{name}.api_key_env names{what} is not set; export the API key in it")
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise ConfigError(
             f"the variable that endpoints.{name}.api_key_env names holds white space or characters that no key has; set it to "

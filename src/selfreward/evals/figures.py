@@ -31,7 +31,8 @@ KINDS: dict[str, Kind] = {
     "pairs_truly_better": "proportion",
     "pairs_truly_worse": "proportion",
 }
-"""`proportion`: one yes/no trial a unit, Wilson. `share`: several trials a unit, bootstrap over units.
+"""`proportion`: one yes/no trial a unit, Wilson; several a unit count as `share`.
+`share`: several trials a unit, bootstrap over units.
 `mean`: bootstrap over units."""
 DETAILS = frozenset({"candidate_oracle"})
 """Measures kept for looking at single items; their units were not drawn independently, so they get no interval."""
@@ -56,8 +57,8 @@ def estimate_all(measures: Sequence[Measure], seed: Callable[[str], int], sample
 
 
 def _estimate(units: Units, kind: Kind, seed: int, samples: int) -> Estimate:
-    if kind == "proportion":
+    if kind == "proportion" and all(weight == 1 for _, weight in units.values()):
         return wilson(sum(round(value) for value, _ in units.values()), len(units))
-    if kind == "share":
+    if kind in ("share", "proportion"):
         return bootstrap_share(units, seed, samples)
     return bootstrap_mean(units, seed, samples)

@@ -48,7 +48,7 @@ def stream_judgements(
 ) -> Iterator[list[Judgement]]:
     """The same for responses that come one by one: a chunk's judgements at a time."""
     size = max(1, stage.config.engine.chunk_size // stage.config.eval.num_votes)
-    return stage.stream("votes", items, size, partial(_judge, stage, engine, rubric), Judgement, num_items)
+    return stage.stream("responses", items, size, partial(_judge, stage, engine, rubric), Judgement, num_items)
 
 
 def scored_sets(sets: Sequence[RankedSet], judgements: Sequence[Judgement]) -> list[ScoredSet]:

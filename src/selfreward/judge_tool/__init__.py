@@ -9,28 +9,29 @@ The file is read three times, as a stream: to count and hash it, to judge it in 
 chunk, and of each response its length, score and spread.
 """
 
-import json
 import tempfile
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from selfreward.artifacts import Run, Stage, iter_rows, writing_rows
+from selfreward.artifacts import Run, Stage
 from selfreward.config import FIRST, POLICY, Config, parse_config
-from selfreward.engines import open_engine
 from selfreward.errors import DriftError, UsageError
-from selfreward.evals.head_to_head import Comparison, stream_comparisons
-from selfreward.evals.judging import stream_judgements
+from selfreward.judge_tool.asking import compare, score, score_by_panel
 from selfreward.judge_tool.data import Data
 from selfreward.judge_tool.options import RUN_SUFFIX, SUFFIXES, Options, ScoredResponse
+from selfreward.judge_tool.refusals import in_our_words, other_settings
 from selfreward.judge_tool.summary import summarise
 from selfreward.judging import judge_settings, rubric_identity
 from selfreward.preflight import check_judge
 from selfreward.progress import Progress
 from selfreward.rubrics import Rubric, read_rubric
-from selfreward.stages._roles import Player, frozen_player
-from selfreward.stages.judge import describe
-from selfreward.types import Counts, Drop, Judgement
+from selfreward.sources import formats
+from selfreward.sources.seed_folder import NAME as SEED_FOLDER
+from selfreward.stages._panel import panel_rubrics, seat_panel
+from selfreward.stages._roles import frozen_player
+from selfreward.types import Counts
 
 __all__ = ["Options", "ScoredResponse", "judge_data"]
 
@@ -41,9 +42,18 @@ def judge_data(options: Options, config: Config, progress: Progress) -> dict[str
     Raises UsageError and ConfigError for what cannot work together, DataError for data that cannot be used, ModelError and
     EngineError as engines do.
     """
-    rubric = read_rubric(options.rubric or config.judge.rubric, "--rubric")
+    if options.rubric is None:
+        rubric = read_rubric(config.judge.rubric, "judge.rubric")
+    else:
+        rubric = read_rubric(options.rubric, "--rubric")
+    _check_words(options)
     config = _settings(options, config, rubric)
     _check(options, config, rubric)
+    with in_our_words():
+        return _work(options, config, rubric, progress)
+
+
+def _work(options: Options, config: Config, rubric: Rubric, progress: Progress) -> dict[str, Any]:
     data = Data(options, config)
     if options.out is None:
         with tempfile.TemporaryDirectory(prefix="selfreward-judge-") as folder:
@@ -52,17 +62,19 @@ def judge_data(options: Options, config: Config, progress: Progress) -> dict[str
 
 
 def _settings(options: Options, config: Config, rubric: Rubric) -> Config:
-    """The config with what the options change. The judge is the only player; the panel and `model.path` are others."""
+    """The config with what the options change. `model.path` is the start of a run, and no judge."""
     tree = config.model_dump(mode="json")
     votes = options.num_votes or (config.eval.num_votes if options.agreement else config.judge.num_votes)
-    changes = {"model": options.model, "num_votes": votes, "panel": []}
+    changes: dict[str, Any] = {"num_votes": votes}
+    if options.model is not None:
+        changes["model"] = options.model
     if options.mode is not None:
         changes["mode"] = options.mode
     if rubric.kind == "pointwise" and options.rubric is not None:
         changes["rubric"] = options.rubric
-    if options.model != config.model.path:
-        tree["model"]["path"] = "lab"  # the start of a run: it is not loaded here and need not exist
     tree["judge"] |= changes
+    if config.model.path not in (tree["judge"]["model"], *(seat.model for seat in config.judge.panel)):
+        tree["model"]["path"] = "lab"  # it is not loaded here and need not exist
     tree["eval"] |= {"num_votes": votes, "oracle": False, "head_to_head": "none"}
     role = "ranked" if options.agreement else "auto"
     tree["seed"] |= {"path": None, "sources": [{"path": str(options.data), "format": options.format, "role": role}]}
@@ -73,21 +85,69 @@ def _in_folder(config: Config, folder: Path) -> Config:
     return config.model_copy(update={"run_dir": str(folder.parent), "name": folder.name})
 
 
+def _check_words(options: Options) -> None:
+    """What the options say, apart from model and rubric."""
+    if not options.data.expanduser().exists():
+        raise UsageError(f"{str(options.data)!r} is no file or folder here; give responses to judge")
+    known = ["auto", *formats.formats(None), SEED_FOLDER]
+    if options.format not in known:
+        raise UsageError(f"--format {options.format!r} is unknown; known are {', '.join(known)}")
+    if options.limit is not None and options.limit < 1:
+        raise UsageError(f"--limit {options.limit} must be at least 1")
+
+
 def _check(options: Options, config: Config, rubric: Rubric) -> None:
-    """Everything that can be known before the data is read."""
-    if options.model in (POLICY, FIRST):
-        raise UsageError(f"--model {options.model} is a part of a run; name a model folder, such as runs/NAME/m1/checkpoint")
+    """Everything else that can be known before the data is read."""
     if rubric.kind == "propose" or (rubric.kind == "pairwise" and not options.agreement):
         wanted = "pointwise or pairwise" if options.agreement else "pointwise"
         raise UsageError(f"--rubric {rubric.name!r} is of kind {rubric.kind}; this needs a {wanted} one")
-    if rubric.kind == "pairwise" and config.judge.mode == "expected":
-        raise UsageError(f"--mode expected weighs scores, and the pairwise rubric {rubric.name!r} has none; leave it out")
-    if options.num_votes is not None and rubric.kind == "pairwise":
-        raise UsageError(f"--k {options.num_votes} is for scores; the pairwise rubric {rubric.name!r} asks once in each order")
-    if options.limit is not None and options.limit < 1:
-        raise UsageError(f"--limit {options.limit} must be at least 1")
-    check_judge(config, "--model", options.model, rubric)
+    if rubric.kind == "pairwise":
+        _check_pairwise(options, config, rubric)
+    _check_judges(options, config, rubric)
+    _check_stage(options, config)
     _check_out(options)
+
+
+def _check_pairwise(options: Options, config: Config, rubric: Rubric) -> None:
+    if config.judge.mode == "expected":
+        raise UsageError(f"--mode expected weighs scores, and the pairwise rubric {rubric.name!r} has none; leave it out")
+    if options.num_votes is not None:
+        raise UsageError(f"--k {options.num_votes} is for scores; the pairwise rubric {rubric.name!r} asks once in each order")
+    if config.judge.panel:
+        raise UsageError(f"the pairwise rubric {rubric.name!r} needs one judge, not judge.panel; add 'judge.panel=[]'")
+
+
+def _check_judges(options: Options, config: Config, rubric: Rubric) -> None:
+    """Who judges is no part of a run, can be asked, and no option about it is without effect."""
+    panel = config.judge.panel
+    given: Mapping[str, tuple[str, Any]] = {
+        "model": ("--model", options.model), "rubric": ("--rubric", options.rubric), "num_votes": ("--k", options.num_votes)
+    }  # fmt: skip
+    for name, (option, value) in given.items():
+        if value is not None and panel and all(getattr(seat, name) for seat in panel):
+            raise UsageError(
+                f"{option} {value} would change nothing: each member of judge.panel has a {name} of its own; leave it out, or "
+                "add 'judge.panel=[]' to ask one judge"
+            )
+    rubrics = panel_rubrics(config.judge) if panel else [rubric]
+    for number, (seat, own) in enumerate(zip(config.judge.members, rubrics, strict=True)):
+        setting = f"judge.panel[{number}].model" if panel else "judge.model" if options.model is None else "--model"
+        if seat.model in (POLICY, FIRST):
+            hint = "" if options.model is not None else "; --model says who judges"
+            raise UsageError(
+                f"{setting} {seat.model} is a part of a run; name a model folder, such as runs/NAME/m1/checkpoint{hint}"
+            )
+        check_judge(config, setting, seat.model, own)
+
+
+def _check_stage(options: Options, config: Config) -> None:
+    if options.stage == Options.stage_of_the_command:
+        return
+    from selfreward.pipeline import stage_keys
+
+    known = [key for key in stage_keys(config) if key.endswith("evals")]
+    if options.stage not in known:
+        raise UsageError(f"--seeds-of {options.stage!r} is no stage that judges; the config's are {', '.join(known)}")
 
 
 def _check_out(options: Options) -> None:
@@ -101,63 +161,33 @@ def _check_out(options: Options) -> None:
     if out.is_dir():
         raise UsageError(f"--out {str(out)!r} is a folder; name a file")
     if out.exists() and not Path(f"{out}{RUN_SUFFIX}").is_dir():
-        raise UsageError(f"--out {str(out)!r} is there already, and not from this command; choose another name")
+        raise UsageError(
+            f"--out {str(out)!r} is there already, without the folder {out}{RUN_SUFFIX} of this command; choose another name "
+            "or delete it"
+        )
 
 
 def _judge(options: Options, config: Config, rubric: Rubric, data: Data, progress: Progress) -> dict[str, Any]:
-    player = frozen_player(options.model, config)
-    work = _compare if rubric.kind == "pairwise" else _score
-    sections = {
+    sections: dict[str, Any] = {
         "judge": judge_settings(config.judge),
         "rubric": rubric_identity(rubric, config.judge),
-        "player": player.section,
         "data": data.scan.digest,
     }
+    facts: list[Mapping[str, Any]] = []
+    work: Callable[[Stage], Counts]
+    if config.judge.panel:
+        judges = seat_panel(config.judge, partial(frozen_player, config=config))
+        sections["rubric"] = [rubric_identity(judge.rubric, config.judge) for judge in judges]
+        sections["members"] = {str(number): judge.section(config.judge) for number, judge in enumerate(judges)}
+        rubric, facts = judges[0].rubric, [judge.facts for judge in judges]
+        work = partial(score_by_panel, judges, data)
+    else:
+        player = frozen_player(config.judge.model, config)
+        sections["player"] = player.section
+        work = partial(compare if rubric.kind == "pairwise" else score, player, rubric, data)
     with Run.open(config, progress) as run:
         try:
-            made = run.stage(options.stage, sections, {}, partial(work, player, rubric, data))
+            made = run.stage(options.stage, sections, {}, work)
         except DriftError as error:
-            why = str(error).partition(" Set another")[0]
-            raise UsageError(f"{why} Give another --out, or delete {config.run_dir}/{config.name} to begin again") from error
-    return summarise(options, config, rubric, data, made)
-
-
-def _score(player: Player, rubric: Rubric, data: Data, stage: Stage) -> Counts:
-    """Votes on every response, as an evaluation asks for them."""
-    stage.roles = {"judge": player.label}
-    table = stage.path / "votes.parquet"
-    with (
-        open_engine(player.model, stage.config) as engine,
-        stage.rejecting() as reject,
-        writing_rows(table, Judgement) as write,
-    ):
-        responses = data.responses(reject)
-        for judgements in stream_judgements(stage, engine, rubric, responses, data.scan.num_responses):
-            for item in judgements:
-                write(item)
-                if item.score is None:
-                    reject(Drop(item.completion_id, "too_few_votes", json.dumps([vote.failure for vote in item.votes])))
-    stage.notes |= describe(iter_rows(table, Judgement))
-    return _counted(stage, data.scan.num_drops + data.scan.num_responses)
-
-
-def _compare(player: Player, rubric: Rubric, data: Data, stage: Stage) -> Counts:
-    """Verdicts on every pair that the ranks order, in both orders."""
-    stage.roles = {"judge": player.label}
-    with (
-        open_engine(player.model, stage.config) as engine,
-        stage.rejecting() as reject,
-        writing_rows(stage.path / "comparisons.parquet", Comparison) as write,
-    ):
-        pairs = data.contests(reject)
-        for rows in stream_comparisons(stage, engine, rubric, pairs, data.scan.num_pairs):
-            for row in rows:
-                write(row)
-                if row.outcome is None:
-                    reject(Drop(row.prompt_id, row.failures[0], json.dumps(row.failures)))
-    return _counted(stage, data.scan.num_drops + data.scan.num_pairs)
-
-
-def _counted(stage: Stage, num_in: int) -> Counts:
-    dropped = dict(stage.num_rejects or ())
-    return Counts(num_in, num_in - sum(dropped.values()), dropped)
+            raise other_settings(error, options.out, run.dir.root) from error
+    return summarise(options, config, (rubric, facts), data, made)

@@ -12,7 +12,8 @@ from selfreward.preflight.data import check_filters, check_sources
 from selfreward.preflight.findings import WARNING, Findings
 from selfreward.preflight.roles import check_answerer, check_judge_engines, check_player, check_script, check_start
 from selfreward.preflight.space import check_place, in_bytes, plan_writes, space_problem
-from selfreward.rubrics import Kind, Rubric, load_rubric
+from selfreward.rubrics import Rubric, load_rubric
+from selfreward.rubrics.header import Kind
 from selfreward.stages._panel import panel_rubrics
 from selfreward.texts import counted
 

@@ -25,12 +25,16 @@ FIGURES = {
 }
 """Figure -> its name; the paper's five come first, in its order but for the stricter variant."""
 HEALTH = {
+    "mean_score": "mean score",
     "scored": "responses with a score",
     "failed_votes": "failed votes",
     "vote_spread": "vote spread (sd)",
     "length_within_sets": "score and length, within sets",
     "length_overall": "score and length, overall",
 }
+BRIEF = "Intervals resample prompts. Responses without a score are in no figure of scores. All terms: docs/judging.md."
+"""Below a table of scores; agreement is a measurement, and its rules stand below it."""
+UNSCORED = {**FAILURES, "blank": "blank response, not shown to the judge"}
 _BAR = 30
 
 
@@ -48,13 +52,17 @@ def render_judge(summary: Mapping[str, Any], width: int = 80) -> str:
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     for name, figure in rows.items():
         table.add_row(names[name], _number(figure["value"]), _interval(figure), f"{figure['n']:,}")
-    console.print(table)
+    if rows:
+        console.print(table)
+    else:
+        console.print("no figures: not one pair was decided\n")
     if "votes" in summary:
-        console.print(_votes(summary["votes"]))
+        console.print(_votes(summary["votes"], "near" if summary["judge"]["mode"] == "expected" else "of"))
     elif summary["verdicts"]["failures"]:
         console.print(_failed_verdicts(summary["verdicts"]))
     text = "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines())
-    rules = [textwrap.fill(rule, max(width, 60)) for name, rule in sorted(summary["rules"].items(), reverse=True)]
+    said = [rule for _, rule in sorted(summary["rules"].items(), reverse=True)] if "figures" in summary else [BRIEF]
+    rules = [textwrap.fill(rule, max(width, 60)) for rule in said]
     return "\n".join([text, *rules, ""])
 
 
@@ -71,7 +79,12 @@ def _head(summary: Mapping[str, Any]) -> Table:
         table.add_row("", f"{name}: {note}")
     plural = "" if judge.get("num_votes") == 1 else "s"
     votes = f", {judge['num_votes']} vote{plural}, {judge['mode']}" if "mode" in judge else ", both orders, greedy"
-    table.add_row("judge", f"{judge['model']} by {judge['rubric']}{votes}")
+    if judge["panel"]:
+        for fact in judge["panel"]:
+            own = f"{fact['num_votes']} vote{'' if fact['num_votes'] == 1 else 's'}, {judge['mode']}, weight {fact['weight']:g}"
+            table.add_row("panel", f"{fact['model']} by {fact['rubric']}, {own}")
+    else:
+        table.add_row("judge", f"{judge['model']} by {judge['rubric']}{votes}")
     table.add_row("judged", _listed(counts))
     if "unscored" in summary:
         table.add_row("scored", _coverage(counts, summary["unscored"]))
@@ -86,7 +99,7 @@ def _coverage(counts: Mapping[str, int], unscored: Mapping[str, int]) -> str:
     share = f"{counts['scored']:,} of {counts['responses']:,} responses ({counts['scored'] / counts['responses']:.1%})"
     if not unscored:
         return share
-    why = ", ".join(f"{FAILURES.get(reason, reason)} {number:,}" for reason, number in unscored.items())
+    why = ", ".join(f"{UNSCORED.get(reason, reason)} {number:,}" for reason, number in unscored.items())
     return f"{share}; the others are in no figure of scores: {why}"
 
 
@@ -105,12 +118,12 @@ def _plain_table() -> Table:
     return table
 
 
-def _votes(votes: Mapping[str, Any]) -> Table:
+def _votes(votes: Mapping[str, Any], at: str) -> Table:
     """The histogram of the votes' scores, and why votes failed."""
     table = _plain_table()
     most = max(votes["score_histogram"].values(), default=0)
     for score, number in votes["score_histogram"].items():
-        table.add_row(f"votes of {score}", f"{'#' * max(1, round(_BAR * number / most))} {number:,}")
+        table.add_row(f"votes {at} {score}", f"{'#' * max(1, round(_BAR * number / most))} {number:,}")
     for reason, number in votes["failures"].items():
         share = number / votes["num_votes"]
         table.add_row("failed", f"{FAILURES[reason]}: {number:,} of {votes['num_votes']:,} ({share:.1%})")
@@ -132,4 +145,6 @@ def _number(value: float | None) -> str:
 
 
 def _interval(figure: Mapping[str, Any]) -> str:
-    return "-" if figure["low"] is None else f"{figure['low']:.3f} to {figure['high']:.3f}"
+    if figure["low"] is None:
+        return "-" if figure["value"] is None else "too few"
+    return f"{figure['low']:.3f} to {figure['high']:.3f}"

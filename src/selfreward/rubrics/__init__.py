@@ -9,6 +9,10 @@ A rubric file is Markdown with a YAML header:
     scale: [0, 5]             # pointwise: lowest and highest score
     decimals: true            # pointwise: whether a score between two whole ones, as in 3.5, is one
     language: en              # what the body and the replies are written in
+    score_word: Punkte        # pointwise, optional: what stands before the colon and the score, instead of `Score`
+    of_word: von              # with score_word: what stands before the top of the scale, as in `4 von 5`
+    verdict_word: Urteil      # pairwise, optional: instead of `Verdict`
+    tie_word: unentschieden   # pairwise, optional: instead of `tie`
     pattern: '...'            # optional; a regular expression whose group `verdict` (or only group) is what was said
     example: 'Score: 4'       # a reply that the pattern must read; optional for propose
     verdict_prefix: 'Score: ' # pointwise, optional: what a reply without a justification says before the score
@@ -35,28 +39,29 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from selfreward.errors import ConfigError
 from selfreward.rubrics.fencing import closed_tags, defuse
+from selfreward.rubrics.header import Header, HeaderLoader, Kind, explain
 from selfreward.rubrics.patterns import OwnPattern
 from selfreward.rubrics.reading import (
     PROPOSAL_PATTERN,
     READING_RULES,
-    SCORE_PATTERN,
-    VERDICT_PATTERN,
     is_quoted,
     quotations,
     readable,
+    score_pattern,
     to_number,
     tops_of_scale,
+    verdict_pattern,
 )
 from selfreward.texts import one_line
 
-Kind = Literal["pointwise", "pairwise", "propose"]
+Preference = Literal["A", "B", "tie"]
 
 SETTINGS: dict[Kind, str] = {
     "pointwise": "judge.rubric",
@@ -71,14 +76,9 @@ PLACEHOLDERS: dict[Kind, frozenset[str]] = {
     "propose": frozenset({"demonstrations"}),
 }
 
-MAX_FILE_BYTES, MAX_PATTERN_LENGTH, MAX_USES = 65_536, 2_000, 4
-"""A rubric file is a page of text: how large it, its pattern, and the uses of one placeholder may be."""
+MAX_FILE_BYTES, MAX_USES = 65_536, 4
+"""A rubric file is a page of text: how large it and the uses of one placeholder may be."""
 
-_DEFAULT_PATTERNS: dict[Kind, str] = {
-    "pointwise": SCORE_PATTERN,
-    "pairwise": VERDICT_PATTERN,
-    "propose": PROPOSAL_PATTERN,
-}
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _FOREIGN = re.compile(r"\{[{%#][^\n]{0,40}")
 """The beginnings of a template language's marks; left in a body they would be printed as they are, which nobody wants."""
@@ -97,7 +97,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Rubric:
-    """A prompt file, checked. `scale` is (0, 0) unless the kind is pointwise; `example` may be '' for propose."""
+    """A prompt file, checked. `scale` is (0, 0) unless the kind is pointwise; `example` may be '' for propose.
+    `is_read_safely`: the pattern is a default one, with the header's words in it. `tie_word` is '' for `tie`."""
 
     name: str
     kind: Kind
@@ -112,11 +113,15 @@ class Rubric:
     decimals: bool
     language: str
     verdict_prefix: str = ""
+    tie_word: str = ""
+    is_read_safely: bool = False
 
     @cached_property
     def content_hash(self) -> str:
-        """16 hex digits over everything that decides the prompts and how replies are read (`verdict_prefix` does neither)."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "verdict_prefix"}
+        """16 hex digits over everything that decides the prompts and how replies are read (`verdict_prefix` does neither, and
+        whether `pattern` is one of ours shows in it)."""
+        aside = {"verdict_prefix", "is_read_safely"} | ({"tie_word"} if not self.tie_word else set())
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in aside}
         fields["reading"] = READING_RULES
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode("ascii")).hexdigest()[:16]
 
@@ -137,7 +142,7 @@ class Rubric:
 
         The default patterns see the text as `readable` makes it, a pattern of the file's own sees it as it is.
         """
-        if self.pattern == _DEFAULT_PATTERNS[self.kind]:
+        if self.is_read_safely:
             text = readable(text)
         spans = quotations(text, self.tags)
         last = None
@@ -145,6 +150,12 @@ class Rubric:
             if not is_quoted(match.start(), match.end(), spans):
                 last = match
         return self._found(last) if last else None
+
+    def preference(self, said: str) -> Preference | None:
+        """What the verdict of a pairwise judge means; None for another word."""
+        word = said.casefold()
+        known: dict[str, Preference] = {"a": "A", "b": "B", "tie": "tie", (self.tie_word or "tie").casefold(): "tie"}
+        return known.get(word)
 
     def allows(self, score: float) -> bool:
         """Whether a number is a score on the rubric's scale."""
@@ -170,7 +181,7 @@ class Rubric:
 
     @cached_property
     def _regex(self) -> re.Pattern[str] | OwnPattern:
-        if self.pattern == _DEFAULT_PATTERNS[self.kind]:
+        if self.is_read_safely:
             return re.compile(self.pattern)
         return OwnPattern(self.pattern, f"rubric {self.name!r}")
 
@@ -215,6 +226,9 @@ def read_rubric(name_or_path: str, setting: str) -> Rubric:
     shipped = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.md"))}
     path = shipped.get(name_or_path, Path(name_or_path))
     try:
+        if not name_or_path or path.is_dir():
+            what = "is a folder" if name_or_path else "names no rubric"
+            raise ConfigError(f"{setting}={name_or_path!r} {what}; give a rubric file or a shipped one: {', '.join(shipped)}")
         if not path.is_file():
             near = get_close_matches(name_or_path, shipped, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
@@ -235,12 +249,12 @@ def parse_rubric(text: str, origin: str) -> Rubric:
     if len(parts) != 3 or parts[0].strip():
         raise ConfigError(f"{origin} must start with a YAML header between two lines '---'")
     try:
-        tree = _HeaderLoader(parts[1]).get_single_data()
-        header = _Header.model_validate(tree)
+        tree = HeaderLoader(parts[1]).get_single_data()
+        header = Header.model_validate(tree)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{origin}: the header is not valid YAML: {one_line(error)}") from error
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {'; '.join(_explain(item) for item in error.errors())}") from error
+        raise ConfigError(f"{origin}: {'; '.join(explain(item) for item in error.errors())}") from error
     body = parts[2].strip("\n")
     rubric = Rubric(
         name=header.name,
@@ -248,7 +262,7 @@ def parse_rubric(text: str, origin: str) -> Rubric:
         format=header.format,
         scale=header.scale or (0.0, 0.0),
         body=body,
-        pattern=header.pattern or _DEFAULT_PATTERNS[header.kind],
+        pattern=header.pattern or _default_pattern(header),
         example=header.example,
         stop=header.stop,
         demonstration=header.demonstration or "",
@@ -256,58 +270,19 @@ def parse_rubric(text: str, origin: str) -> Rubric:
         decimals=header.decimals,
         language=header.language,
         verdict_prefix=header.verdict_prefix,
+        tie_word=header.tie_word,
+        is_read_safely=header.pattern in (None, "", _default_pattern(header)),
     )
     _check(rubric, origin)
     return rubric
 
 
-class _HeaderLoader(yaml.SafeLoader):
-    """Safe YAML in which no key may stand twice: the first of two scales would be gone without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [str(key.value) for key, _ in node.value]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Header(BaseModel):
-    """The YAML header as written."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
-
-    name: str = Field(min_length=1, pattern=r"^[^\s\x00-\x1f](.*\S)?$")
-    kind: Kind
-    format: Literal["chat", "completion"] = "chat"
-    scale: tuple[float, float] | None = None
-    pattern: str | None = None
-    example: str = ""
-    stop: tuple[str, ...] = ()
-    demonstration: str | None = None
-    separator: str = "\n"
-    decimals: bool = True
-    language: str = Field(default="en", pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]+)*$")
-    verdict_prefix: str = ""
-
-    @model_validator(mode="after")
-    def _fits_kind(self) -> Self:
-        if (self.kind == "pointwise") != (self.scale is not None):
-            raise ValueError("scale: [low, high] belongs to pointwise rubrics, and they need it")
-        if not self.decimals and self.kind != "pointwise":
-            raise ValueError("decimals belongs to pointwise rubrics")
-        if self.pattern is not None and len(self.pattern) > MAX_PATTERN_LENGTH:
-            raise ValueError(f"pattern: {len(self.pattern):,} characters, at most {MAX_PATTERN_LENGTH:,} are allowed")
-        if self.scale and self.scale[0] >= self.scale[1]:
-            raise ValueError(f"scale: the low end {self.scale[0]} must be below the high end {self.scale[1]}")
-        if (self.kind == "propose") != (self.demonstration is not None):
-            raise ValueError("demonstration belongs to propose templates, and they need it")
-        if self.format == "completion" and self.kind != "propose":
-            raise ValueError(f"format: completion is for propose templates; {self.kind} rubrics are chat")
-        if any(not text for text in self.stop):
-            raise ValueError("stop: an empty string would stop every reply at once")
-        if self.verdict_prefix and self.kind != "pointwise":
-            raise ValueError("verdict_prefix belongs to pointwise rubrics")
-        return self
+def _default_pattern(header: Header) -> str:
+    if header.kind == "pointwise":
+        return score_pattern(readable(header.score_word), readable(header.of_word))
+    if header.kind == "pairwise":
+        return verdict_pattern(readable(header.verdict_word), readable(header.tie_word))
+    return PROPOSAL_PATTERN
 
 
 def _check(rubric: Rubric, origin: str) -> None:
@@ -326,8 +301,8 @@ def _check(rubric: Rubric, origin: str) -> None:
             whole = "" if rubric.decimals else "whole "
             raise ConfigError(f"{origin}: the example's score {said!r} is not a {whole}number in the scale {low:g} to {high:g}")
         _check_verdict_prefix(rubric, origin)
-    if rubric.kind == "pairwise" and said.upper() not in ("A", "B", "TIE"):
-        raise ConfigError(f"{origin}: the example's verdict {said!r} is not A, B or tie")
+    if rubric.kind == "pairwise":
+        _check_verdicts(rubric, found, origin)
 
 
 def _check_placeholders(rubric: Rubric, origin: str) -> None:
@@ -353,8 +328,25 @@ def _check_pattern(rubric: Rubric, origin: str) -> None:
     own = OwnPattern(rubric.pattern, origin)
     if not own.finds_a_verdict:
         raise ConfigError(f"{origin}: pattern {rubric.pattern!r} needs one group, or a group (?P<verdict>...), for the verdict")
-    if rubric.pattern != _DEFAULT_PATTERNS[rubric.kind]:
+    if not rubric.is_read_safely:
         own.probe(rubric.example)
+
+
+def _check_verdicts(rubric: Rubric, found: Found, origin: str) -> None:
+    """The pattern must read A, B and the tie where the example says its verdict: else those verdicts would all be missing."""
+    tie = rubric.tie_word or "tie"
+    if rubric.preference(found.said) is None:
+        raise ConfigError(
+            f"{origin}: the example's verdict {found.said!r} is not A, B or {tie}; another word for a tie: tie_word"
+        )
+    before, after = rubric.example[: found.start], rubric.example[found.start + len(found.said) :]
+    for word in ("A", "B", tie):
+        other = rubric.find_verdict(f"{before}{word}{after}")
+        if other is None or rubric.preference(other.said) != rubric.preference(word):
+            raise ConfigError(
+                f"{origin}: the pattern reads the verdict {found.said!r} in the example, but not {word!r} in its place; a "
+                "pairwise judge says A, B or tie, and tie_word in the header names another word for a tie"
+            )
 
 
 def _check_verdict_prefix(rubric: Rubric, origin: str) -> None:
@@ -367,11 +359,3 @@ def _check_verdict_prefix(rubric: Rubric, origin: str) -> None:
 
 def _substitute(template: str, values: dict[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
-
-
-def _explain(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        return f"unknown header key {key!r}; known: {', '.join(_Header.model_fields)}"
-    return f"{key}: {message}" if key else message

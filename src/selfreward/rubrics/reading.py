@@ -33,31 +33,67 @@ _OUT_OF = (
     r"|max(?:imum)?\b[.:]?[ \t]*(?:(?:of|is)[ \t]+)?"
 )
 """What stands between a score and the top of the scale it is on: `4/10`, `4 out of a possible 10`, `4 (on a scale of 1-10)`."""
-SCORE_PATTERN = (
-    rf"(?i)(?<![a-z])score[\"']?{_BLANKS}(?:\((?P<within>[^()\n]*)\){_BLANKS})?:"  # `Score:`, `**Score**:`, `Score (0-5):`
-    rf"(?:{_MARKS}(?:(?P<opened><)[ \t*_`]*)?(?:\\boxed\{{)?(?:\d[\d .+]*=[ \t]*)?"  # an addition: `1 + 1 + 1 = 3`
-    rf"(?P<verdict>{_NUMBER}){_PART_OF_A_NUMBER}"
-    rf"{_HALF}(?!{_BLANKS}\d|(?:[ \t*_`(]*{_OPERATORS})+{_BLANKS}\d)"  # `4 5`, `3-4`, `4, 5`, `3 + 1` without a total
-    rf"(?!{_BLANKS}[(\[]{_BLANKS}\d+(?:[.,]\d+)?{_BLANKS}[)\]])"  # `4 (5)`
-    r"(?![ \t]*/[ \t]*\d+[ \t]*/)"  # a date
-    r"(?(opened)(?=[^<\n]*>))"  # `<4>`, but not `< 4`
-    r"(?:[ \t*_`(,]*(?:(?:(?:points?|pts?|stars?|marks?)\b|[\u70b9\u9ede\u5206])[ \t*_`(,]*)?"
-    rf"(?:{_OUT_OF})(?P<out_of>\d+(?:\.\d+)?|(?:{'|'.join(_WORDS)})\b))?"
-    r")?"
-)
-"""Default pattern of pointwise rubrics. It matches every `Score:`; `verdict` is the number behind it, None where there is
-no clear one. `out_of` and `within` hold the scale's top where the reply names it."""
+_WORD = r"[^\W\d_]{1,30}\.?[ \t]*"
+_UNIT = r"(?:(?:(?:points?|pts?|stars?|marks?)\b|[\u70b9\u9ede\u5206])[ \t*_`(,]*)?"
+
+
+def score_pattern(word: str = "", of_word: str = "") -> str:
+    """Default pattern of pointwise rubrics. It matches every `Score:`, or every `word:`; `verdict` is the number behind it,
+    None where there is no clear one. `out_of` and `within` hold the scale's top where the reply names it.
+
+    Which words make a range (`3 to 4`) is known in English alone. With another language's `word` no number may follow the
+    first one with a word or two between, unless the last of them is `of_word` (`4 von 5`).
+    """
+    name, others, out_of = r"(?<![a-z])score", "", _OUT_OF
+    if word:
+        name = _starting(word)
+        is_top = "".join(rf"(?<!{re.escape(of_word)}{blank})" for blank in ("", r"[ \t]")) if of_word else ""
+        others = rf"(?![ \t*_`(,]*(?:{_WORD}){{1,2}}{is_top}\d)"
+        out_of += rf"|(?:{_WORD})??{_starting(of_word)}[ \t]*" if of_word else ""
+    return (
+        rf"(?i){name}[\"']?{_BLANKS}(?:\((?P<within>[^()\n]*)\){_BLANKS})?:"  # `Score:`, `**Score**:`, `Score (0-5):`
+        rf"(?:{_MARKS}(?:(?P<opened><)[ \t*_`]*)?(?:\\boxed\{{)?(?:\d[\d .+]*=[ \t]*)?"  # an addition: `1 + 1 + 1 = 3`
+        rf"(?P<verdict>{_NUMBER}){_PART_OF_A_NUMBER}"
+        rf"{_HALF}(?!{_BLANKS}\d|(?:[ \t*_`(]*{_OPERATORS})+{_BLANKS}\d)"  # `4 5`, `3-4`, `4, 5`, `3 + 1` without a total
+        rf"{others}(?!{_BLANKS}[(\[]{_BLANKS}\d+(?:[.,]\d+)?{_BLANKS}[)\]])"  # `4 (5)`
+        r"(?![ \t]*/[ \t]*\d+[ \t]*/)"  # a date
+        r"(?(opened)(?=[^<\n]*>))"  # `<4>`, but not `< 4`
+        rf"(?:[ \t*_`(,]*{_UNIT}"
+        rf"(?:{out_of})(?P<out_of>\d+(?:\.\d+)?|(?:{'|'.join(_WORDS)})\b))?"
+        r")?"
+    )
+
+
 _PREFERS = r"(?=[ \t*_`\]})]*(?:>|,?[ \t]*\(?(?:over|not|rather[ \t]+than|instead[ \t]+of|(?:is[ \t]+)?better[ \t]+than)\b))"
-_NO_OTHER = r"(?![^\n.!?]{{0,200}}(?<!\w)(?:{}|(?i:tie)(?!-))(?!\w))"
+_NO_OTHER = r"(?![^\n.!?]{{0,200}}(?<!\w)(?:{}|(?i:{})(?!-))(?!\w))"
 """Behind A nothing in its sentence speaks of B, unless to say that A is preferred: `A slight edge to B` is no A."""
-VERDICT_PATTERN = (
-    r"(?<![A-Za-z])(?i:verdict)[ \t*_`]*:"
-    r"(?:[ \t*_`<\[({\"'$]*(?:(?i:assistant|response|answer)[ \t]+)?(?:[Aa][ \t]+)?"  # `Response B`, `a tie`
-    rf"(?P<verdict>(?i:tie)(?![\w-])|A(?:{_PREFERS}|{_NO_OTHER.format('B')})|B(?:{_PREFERS}|{_NO_OTHER.format('A')}))"
-    r"(?!\w|[ \t]*[/|=<]|[ \t]+vs\b|(?:[ \t]*,|[ \t]+(?:and|n?or))[ \t]+(?:A|B|(?i:tie))\b)"
-    r")?"
-)
-"""Default pattern of pairwise rubrics. It matches every `Verdict:`; `verdict` is None where no clear one follows."""
+
+
+def verdict_pattern(word: str = "", tie: str = "") -> str:
+    """Default pattern of pairwise rubrics. It matches every `Verdict:`, or every `word:`; `verdict` is None where none of A, B
+    and `tie` follows clearly."""
+    name, tie = _starting(word) if word else r"(?<![A-Za-z])(?i:verdict)", _blanks(tie or "tie")
+    said_a, said_b = (f"{one}(?:{_PREFERS}|{_NO_OTHER.format(other, tie)})" for one, other in ("AB", "BA"))
+    return (
+        rf"{name}[ \t*_`]*:"
+        r"(?:[ \t*_`<\[({\"'$]*(?:(?i:assistant|response|answer)[ \t]+)?(?:[Aa][ \t]+)?"  # `Response B`, `a tie`
+        rf"(?P<verdict>(?i:{tie})(?![\w-])|{said_a}|{said_b})"
+        rf"(?!\w|[ \t]*[/|=<]|[ \t]+vs\b|(?:[ \t]*,|[ \t]+(?:and|n?or))[ \t]+(?:A|B|(?i:{tie}))\b)"
+        r")?"
+    )
+
+
+def _blanks(words: str) -> str:
+    """A pattern for these words with any blanks between them."""
+    return r"[ \t]+".join(map(re.escape, words.split()))
+
+
+def _starting(word: str) -> str:
+    """A pattern for the word where it begins; scripts without capitals, as Chinese, write no blank before it."""
+    parted = word[0].lower() != word[0].upper()
+    return (r"(?<![^\W\d_])" if parted else "") + f"(?i:{_blanks(word)})"
+
+
 PROPOSAL_PATTERN = r"(?s)\A\s*(?P<verdict>.*?)\s*\Z"
 """Default pattern of propose templates: the whole reply."""
 

@@ -39,13 +39,19 @@ class _Part:
 
 
 def read_source(
-    source: SourceConfig, label: str, on_bad_row: Literal["fail", "skip"], ids: Digests | None = None
+    source: SourceConfig,
+    label: str,
+    on_bad_row: Literal["fail", "skip"],
+    ids: Digests | None = None,
+    keeps_blank_replies: bool = False,
 ) -> tuple[Reading, Iterator[Record | Drop]]:
     """Open a source and stream it: each row is one Record or one Drop. The Reading is complete when the stream has ended.
 
     Ids are `<label>-<the row's own id, or its line or row number>`, with the file's name before the number when a folder
     holds several files; an id that was there before gets the row's number behind it. An empty label adds nothing. `ids` are
     those given out so far: sources that share the set share no id. None: nobody else gives out ids.
+
+    Blank replies are left out, unless `keeps_blank_replies`.
 
     Drop reasons of all formats: `bad_row` (only with on_bad_row=skip; else DataError), `lang`, `prompt_too_long`, `blank`
     (the prompt, or the only reply), and where no wanted role is left `too_short`, `too_long`, `no_response`, `no_reply`,
@@ -71,7 +77,9 @@ def read_source(
         reading.format = shape.name
         parts = [_Part(container, None, source.split) for container in containers]
         parts[0] = replace(parts[0], format=shape)
-    return reading, _Stream(source, label, on_bad_row, reading, Digests() if ids is None else ids).run(parts)
+    stream = _Stream(source, label, on_bad_row, reading, Digests() if ids is None else ids)
+    stream.keeps_blank_replies = keeps_blank_replies
+    return reading, stream.run(parts)
 
 
 def _seed_folder_parts(source: SourceConfig, reading: Reading) -> list[_Part]:
@@ -126,6 +134,7 @@ class _Stream:
         self._source, self._on_bad_row, self._reading = source, on_bad_row, reading
         self._prefix = f"{label}-" if label else ""
         self._ids = ids
+        self.keeps_blank_replies = False
 
     def run(self, parts: list[_Part]) -> Iterator[Record | Drop]:
         """All parts, one after the other."""
@@ -196,7 +205,7 @@ class _Stream:
 
     def _why_not_reply(self, reply: str) -> str | None:
         if not reply.strip():
-            return "blank"
+            return None if self.keeps_blank_replies else "blank"
         low, high = self._source.min_response_words, self._source.max_response_words
         if low is None and high is None:
             return None

@@ -1,6 +1,6 @@
 """Who judges a round's responses: one judge, or the members of a panel (`judge.panel`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,14 @@ class Judge:
 def cast_panel(run: Run, policy: Artifact) -> list[Judge]:
     """The judges of a round whose live model is `policy`. Raises ConfigError as `panel_rubrics` does, and for two members
     whose votes could not be told apart."""
+    return seat_panel(run.config.judge, lambda model: cast_role(model, policy, run.config, run.dir))
+
+
+def seat_panel(config: JudgeConfig, cast: Callable[[str], Player]) -> list[Judge]:
+    """The same for whoever `cast` takes for a member's `model`."""
     judges: list[Judge] = []
-    config = run.config.judge
     for seat, rubric in zip(config.members, panel_rubrics(config), strict=True):
-        player = cast_role(seat.model, policy, run.config, run.dir)
+        player = cast(seat.model)
         judges.append(Judge(seat, player, rubric, sum(judge.seat.num_votes for judge in judges)))
     names = [judge.name for judge in judges]
     if twice := [name for name in names if names.count(name) > 1]:
