@@ -239,11 +239,12 @@ def test_a_log_that_cannot_be_written_stops_the_run_and_hides_no_other_error(sta
 def test_config_json_on_a_full_disk(settings: dict[str, Any]) -> None:
     config = Stages.config(settings)
     root = Path(config.run_dir) / config.name
-    root.mkdir(parents=True)
-    for name in ("environment.json", "config.json"):
-        full_at(root / name)
-        (root / "run.log").touch()
-        with pytest.raises(StorageError, match=FULL.format(rf".*{name}")):
-            Run.open(config)
     Run.open(config).close()
+    for name in ("environment.json", "config.json"):
+        run = Run.open(config)
+        full_at(root / name)
+        with pytest.raises(StorageError, match=FULL.format(rf".*{name}")), run:
+            run.stage("seed", {}, {}, lambda stage: Counts(0, 0))
+    with Run.open(config) as run:
+        run.stage("seed", {}, {}, lambda stage: Counts(0, 0))
     assert (root / "config.json").is_file()

@@ -29,6 +29,7 @@ from selfreward.preflight import check_config
 from selfreward.redaction import HIDDEN, hide, holds_secret, keep_secret
 from selfreward.rubrics import load_rubric
 from selfreward.stages import propose, sample, seed
+from selfreward.stopping import Stop
 from selfreward.types import Counts, Message
 
 KEY = "sk-unit/very+secret=0123456789"
@@ -71,7 +72,7 @@ def test_short_values_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_log_holds_no_key(known_key: str, tmp_path: Path) -> None:
-    logger = open_log(tmp_path / "run.log")
+    logger, _ = open_log(tmp_path / "run.log")
     logger.error(f"refused {KEY}", extra={"data": {"header": f"Bearer {KEY}"}})
     logger.error("with a traceback", exc_info=ValueError(KEY))
     for handler in list(logger.handlers):
@@ -286,7 +287,7 @@ def test_a_runs_name_is_refused_or_a_folder_of_run_dir(name: str) -> None:
 @given(key=names)
 def test_a_stages_key_is_refused_or_lies_in_the_run(key: str) -> None:
     run = Run.__new__(Run)  # a key is looked at before anything else
-    run.config, run.dir = Config(name="x"), RunDir("/runs/x")
+    run.config, run.dir, run.stop = Config(name="x"), RunDir("/runs/x"), Stop()
 
     def inside(_: Stage) -> Counts:
         raise AssertionError("the folder is not there")
