@@ -25,6 +25,7 @@ from selfreward.errors import ConfigError, UsageError
 from selfreward.progress import Advance, NullProgress, Progress
 from selfreward.reuse import PARTS, RECORD, check_finished, clear_unfinished, hash_outputs
 from selfreward.rundir import RunDir
+from selfreward.stopping import Stop
 from selfreward.storage import (
     arrow_schema,
     derive_seed,
@@ -94,6 +95,7 @@ class Run:
         self.dir = directory
         self.progress = progress
         self.logger = logger
+        self.stop = Stop()
         self.environment: dict[str, Any] = {}
         self.num_stages = {"done": 0, "reused": 0}
         self._is_described = False
@@ -288,6 +290,7 @@ class Stage:
                     told = int(stored["prompt_tokens"]), int(stored["generated_tokens"])
                     self.add_tokens(*told, int(stored.get(UNTOLD, "0")))
                 else:
+                    self.run.stop.check()  # before the work: what is committed is never lost, what is not is not begun
                     self._commit_chunk(part, chunk, work, cls)
                 # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
                 results.extend(read_rows(part, cls))

@@ -10,7 +10,8 @@
         ├── EngineError      generation failed                       exit 1
         ├── TrainingError    training failed (non-finite loss, ...)  exit 1, ArithmeticError
         ├── DriftError       a finished stage belongs to other settings   exit 1
-        └── CorruptArtifactError  a stored artifact cannot be read   exit 1, OSError
+        ├── CorruptArtifactError  a stored artifact cannot be read   exit 1, OSError
+        └── StoppedError     someone asked the run to stop           exit 1
 
 A message names what was got, what is allowed and which setting to turn. Each class is also the
 standard-library class that it specialises, so that callers can catch either.
@@ -67,3 +68,7 @@ class DriftError(RunError):
 
 class CorruptArtifactError(RunError, OSError):
     """A stored artifact is truncated, changed or missing."""
+
+
+class StoppedError(RunError):
+    """Someone asked the run to stop; it did, and nothing is lost."""

@@ -12,7 +12,7 @@ from selfreward.engines import ROLE_ENGINES
 
 LAYERS = {
     "errors": 0, "texts": 0, "types": 0,
-    "config": 1, "environment": 1, "progress": 1, "reuse": 1, "rundir": 1, "storage": 1,
+    "config": 1, "environment": 1, "progress": 1, "reuse": 1, "rundir": 1, "stopping": 1, "storage": 1,
     "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "rubrics": 2, "sources": 2, "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,
     "evals": 4, "stages": 4,

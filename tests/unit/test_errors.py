@@ -18,6 +18,7 @@ STANDARD = {
     errors.TrainingError: ArithmeticError,
     errors.DriftError: RuntimeError,
     errors.CorruptArtifactError: OSError,
+    errors.StoppedError: RuntimeError,
 }
 
 

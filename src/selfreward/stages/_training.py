@@ -17,7 +17,7 @@ def start_path(model: Artifact, config: Config) -> Path:
 
 def context_of(stage: Stage) -> TrainContext:
     """The settings, seed and progress that training gets."""
-    return TrainContext(config=stage.config, seed=stage.seed("train"), progress=stage.run.progress)
+    return TrainContext(config=stage.config, seed=stage.seed("train"), progress=stage.run.progress, stop=stage.run.stop)
 
 
 def record_training(stage: Stage, result: TrainResult, num_in: int) -> Counts:

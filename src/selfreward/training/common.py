@@ -12,6 +12,7 @@ from selfreward.chat import Tokenizer, describe_chat, encode_example, encode_pro
 from selfreward.config import Config, OptimConfig
 from selfreward.errors import TrainingError, UsageError
 from selfreward.progress import Progress
+from selfreward.stopping import Stop
 from selfreward.storage import derive_seed
 from selfreward.types import Drop, Message, PreferencePair
 
@@ -32,6 +33,7 @@ class TrainContext:
     config: Config
     seed: int
     progress: Progress
+    stop: Stop = field(default_factory=Stop)
 
 
 @dataclass(frozen=True, slots=True)
