@@ -57,15 +57,13 @@ _START = ("seed", "m0", "sft", "eft", "m1")
 _ROUND_1 = ("round-1/prompts", "round-1/samples")
 _ROUND_1_PAIRS = (*_ROUND_1, "round-1/judgements", "round-1/pairs")
 
-_NO_REPLAY = ("replay.num_items=0", "replay.num_agreed=0")
-
 VARIANTS: dict[str, Variant] = {
     MAIN: Variant((), ()),
-    "plain_judge": Variant(_NO_REPLAY, (*_START, *_ROUND_1_PAIRS)),
-    "random_judge": Variant(("judge.model=scripted:random", *_NO_REPLAY), (*_START, *_ROUND_1)),
+    "plain_judge": Variant(("replay.num_items=0",), (*_START, *_ROUND_1_PAIRS)),
+    "random_judge": Variant(("judge.model=scripted:random", "replay.num_items=0"), (*_START, *_ROUND_1)),
     "positives_only": Variant(("dpo.method=positives-only",), (*_START, *_ROUND_1_PAIRS, "round-1/replay")),
     "no_nll": Variant(("dpo.nll_weight=0",), (*_START, *_ROUND_1_PAIRS, "round-1/replay")),
-    "no_eft": Variant(("mode=no-eft", *_NO_REPLAY), ("seed", "m0", "sft")),
+    "no_eft": Variant(("mode=no-eft", "replay.num_items=0"), ("seed", "m0", "sft")),
     "k1": Variant(("judge.num_votes=1",), (*_START, *_ROUND_1)),
     "rounds_6": Variant(("num_rounds=6",), (*_START, *_ROUND_1_PAIRS, "round-1/replay", "round-1/model", "round-1/evals")),
 }

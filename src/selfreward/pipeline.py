@@ -46,7 +46,7 @@ def stages(run: Run) -> Iterator[Artifact]:
         yield (pairs := pair.run(run, t, prompts, samples, judgements))
         replayed = None
         if targets and config.replay.num_items:
-            yield (replayed := replay.run(run, t, model, targets, judgements))
+            yield (replayed := replay.run(run, t, model, targets))
         yield (model := dpo.run(run, t, model, pairs, replayed))
         yield (scores := evaluate(run, f"m{t + 1}", model, data, scores))
         earlier.append(prompts)

@@ -72,9 +72,6 @@ class ReplayConfig(Section):
 
     num_items: int = Field(default=0, ge=0)
     """EFT training items used again each round; 0 switches replay off (the paper's recipe)."""
-    num_agreed: int = Field(default=0, ge=0)
-    """For `sft`: at most this many of the round's candidates on whose score most votes agree join the items, each with one of
-    those votes as target: the judge learns what it mostly says."""
     method: Literal["sft", "pairs"] = "sft"
     """`sft`: after DPO, fine-tune on the items' targets and the round's chosen answers. `pairs`: M_t judges the items again,
     and its right votes over its wrong ones join the round's preference pairs."""
@@ -89,13 +86,3 @@ class ReplayConfig(Section):
     chosen: Literal["target", "vote"] = "vote"
     """For `pairs`: what is chosen over a wrong vote, the seed target, or the model's own vote with the target's score (the
     target where there is none)."""
-
-    @model_validator(mode="after")
-    def _agreed_votes_have_a_use(self) -> "ReplayConfig":
-        if self.num_agreed and self.method != "sft":
-            raise ValueError(f"num_agreed={self.num_agreed} is for method=sft; set it to 0, or the method to sft")
-        if self.num_agreed and not self.num_items:
-            raise ValueError(
-                f"num_agreed={self.num_agreed} joins the EFT items, but num_items=0 switches replay off; set either"
-            )
-        return self

@@ -56,10 +56,6 @@ class Config(Section):
                 f"eval.num_votes={self.eval.num_votes} is below judge.min_votes={self.judge.min_votes}: no held-out response "
                 "could get a score; raise eval.num_votes or lower judge.min_votes"
             )
-        if self.replay.num_agreed and (self.judge.mode == "expected" or self.judge.panel):
-            raise ValueError(
-                "replay.num_agreed counts equal sampled scores of one judge; set it to 0 for a panel or mode=expected"
-            )
         if self.mode == "no-eft" and self.replay.num_items:
             raise ValueError("replay.num_items needs EFT data, but mode=no-eft has none; set replay.num_items=0")
         return self

@@ -1,7 +1,6 @@
 """Judge training inside a round (an option, not in the paper).
 
-In: EFT targets, M_t, the round's judgements. Out, with `replay.method=sft`: examples.parquet, the EFT items that the round
-fine-tunes on after DPO, and `replay.num_agreed` of the round's own candidates with a vote that most votes agree with.
+In: EFT targets, M_t. Out, with `replay.method=sft`: examples.parquet, the EFT items that the round fine-tunes on after DPO.
 Out, with `replay.method=pairs`: pairs.parquet with kind `judgement`: a right judgement over a vote of M_t on the same response
 whose score is wrong by `replay.min_score_gap` or more. Right is the seed target, or (`replay.chosen=vote`) M_t's own vote
 with the target's score. A vote without a score, or cut by the token limit, is not used.
@@ -11,7 +10,7 @@ Dropped items: `no_valid_vote`, `agrees` (all valid votes are near the target). 
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -23,15 +22,14 @@ from selfreward.engines.voting import JudgedText, sampled_votes
 from selfreward.judging import judge_messages
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.stages._roles import cast_role
-from selfreward.types import Completion, Counts, Drop, EftExample, Judgement, PreferencePair
+from selfreward.types import Counts, Drop, EftExample, Judgement, PreferencePair
 
 
-def run(run: Run, t: int, model: Artifact, eft: Artifact, judgements: Artifact) -> Artifact:
+def run(run: Run, t: int, model: Artifact, eft: Artifact) -> Artifact:
     """Draw the round's EFT items; for `pairs` let M_t judge them again and pair its right votes with its wrong ones."""
     config = run.config
     if config.replay.method == "sft":
-        inputs = {"eft": eft} | ({"judgements": judgements} if config.replay.num_agreed else {})
-        return run.stage(f"round-{t}/replay", {"replay": config.replay}, inputs, partial(_draw_examples, t))
+        return run.stage(f"round-{t}/replay", {"replay": config.replay}, {"eft": eft}, _draw_examples)
     rubric = load_rubric(config.judge.rubric, "pointwise")
     player = cast_role("policy", model, config)
     sections = {
@@ -65,36 +63,13 @@ def run(run: Run, t: int, model: Artifact, eft: Artifact, judgements: Artifact) 
     return run.stage(f"round-{t}/replay", sections, {"eft": eft, **player.inputs}, work)
 
 
-def _draw_examples(t: int, stage: Stage) -> Counts:
-    # The stage runs after its inputs are finished; their folders are fixed.
-    directory, config = stage.run.dir, stage.config.replay
-    items = draw_items(read_rows(directory.eft / "eft_train.parquet", EftExample), config.num_items, stage.seed("items"))
+def _draw_examples(stage: Stage) -> Counts:
+    # The stage runs after its `eft` input is finished; its folder is fixed.
+    targets = read_rows(stage.run.dir.eft / "eft_train.parquet", EftExample)
+    items = draw_items(targets, stage.config.replay.num_items, stage.seed("items"))
+    stage.write_rows("examples", items, EftExample)
     stage.notes["num_examples"] = len(items)
-    agreed: list[EftExample] = []
-    if config.num_agreed:
-        completions = read_rows(directory.samples(t) / "completions.parquet", Completion)
-        judged = {item.completion_id: item for item in read_rows(directory.judgements(t) / "judgements.parquet", Judgement)}
-        agreed = agreed_votes(completions, judged)
-        stage.notes["num_agreed"] = len(agreed)
-        agreed = draw_items(agreed, config.num_agreed, stage.seed("agreed"))
-    stage.write_rows("examples", [*items, *agreed], EftExample)
-    return Counts(len(items) + len(agreed), len(items) + len(agreed))
-
-
-def agreed_votes(completions: Sequence[Completion], judged: Mapping[str, Judgement]) -> list[EftExample]:
-    """For each candidate the first vote with the score that more than half of all its votes have; without one, nothing.
-
-    Failed votes count among all; one vote alone agrees with nobody.
-    """
-    rows = []
-    for item in completions:
-        votes = judged[item.id].votes if item.id in judged else ()
-        whole = [vote for vote in votes if vote.score is not None and vote.finish_reason == "stop"]
-        for score, number in Counter(vote.score for vote in whole).most_common(1):
-            if number > 1 and 2 * number > len(votes):
-                text = next(vote.text for vote in whole if vote.score == score)
-                rows.append(EftExample(item.id, item.prompt, item.text, text, score or 0.0))
-    return rows
+    return Counts(len(items), len(items))
 
 
 def draw_items(items: Sequence[EftExample], number: int, seed: int) -> list[EftExample]:
