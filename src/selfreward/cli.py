@@ -206,9 +206,10 @@ def judge(  # noqa: PLR0913 - a command has as many parameters as it has options
 @lab.command("pretrain")
 def lab_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
-    start: Annotated[Path | None, typer.Option("--from", help="A model of the first phase, to run the later ones on.")] = None,
+    start: Annotated[Path | None, typer.Option("--from", help="A model after some phases, to run the later ones on.")] = None,
+    num_phases: Annotated[int, typer.Option("--phases", help="Stop after this many phases; 0 means all.")] = 0,
     scale: Annotated[float, typer.Option(help="Share of the recipe's tokens, for a quick try.")] = 1.0,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Pretrain the embedded model M0 from its raw corpus."""
     import dataclasses
@@ -218,7 +219,10 @@ def lab_pretrain(
 
     if scale <= 0:
         raise UsageError(f"--scale {scale} must be above 0")
-    phases = tuple(dataclasses.replace(phase, tokens=int(phase.tokens * scale)) for phase in Recipe().phases)
+    if not 0 <= num_phases <= len(Recipe().phases):
+        raise UsageError(f"--phases {num_phases} must be from 0 to {len(Recipe().phases)}, the phases of the recipe")
+    wanted = Recipe().phases[: num_phases or None]
+    phases = tuple(dataclasses.replace(phase, tokens=int(phase.tokens * scale)) for phase in wanted)
     result = pretrain(out, dataclasses.replace(Recipe(), phases=phases), RichProgress(), threads, start)
     typer.echo(f"M0: {result['parameters']:,} parameters, {result['tokens']:,} tokens in {result['seconds']} s -> {out}")
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfreward.artifacts import hash_file
+from selfreward.errors import UsageError
 from selfreward.lab import model_dir
-from selfreward.lab.corpus import BROAD, REVIEWS, documents, training_task
+from selfreward.lab.corpus import BROAD, CHAT_REVIEWS, REVIEWS, Mixture, documents, training_task
 from selfreward.lab.pretrain import Phase, Recipe, pretrain
 from selfreward.lab.tokenizer import build_tokenizer
 
@@ -32,10 +34,21 @@ def test_recipe_learns_and_repeats_bit_for_bit(tmp_path: Path) -> None:
     assert not list((tmp_path / "a").glob("*.bin"))
 
 
-def test_every_corpus_word_has_a_token() -> None:
+def test_going_on_from_a_phase_is_the_whole_recipe(tmp_path: Path) -> None:
+    pretrain(tmp_path / "whole", TINY, threads=1)
+    pretrain(tmp_path / "first", replace(TINY, phases=TINY.phases[:1]), threads=1)
+    report = pretrain(tmp_path / "both", TINY, threads=1, start=tmp_path / "first")
+    assert hash_file(tmp_path / "both" / "model.safetensors") == hash_file(tmp_path / "whole" / "model.safetensors")
+    assert len(report["phases"]) == 2
+    with pytest.raises(UsageError, match="nothing is left to do"):
+        pretrain(tmp_path / "more", TINY, threads=1, start=tmp_path / "both")
+
+
+@pytest.mark.parametrize("mixture", [BROAD, REVIEWS, CHAT_REVIEWS])
+def test_every_corpus_word_has_a_token(mixture: Mixture) -> None:
     tokenizer = build_tokenizer(64)
     vocabulary = tokenizer.get_vocab()
-    stream = documents(3)
+    stream = documents(3, mixture)
     for _ in range(2000):
         assert all(word in vocabulary for word in next(stream).split())
 

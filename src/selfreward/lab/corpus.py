@@ -1,8 +1,8 @@
 """The raw corpus of M0 and the fixed seed and held-out data of the micro-world, all derived from numbers.
 
 Documents of the corpus:
-threads (chat format, forum quality), reviews (rubric or not, task, response, review), lessons (right answers),
-worksheets (lists of tasks, which is what self-instruct prompts look like), word lists (categories, alphabet).
+threads (chat format, forum quality), reviews (rubric or not, task, response, review; or asked for in a chat), lessons
+(right answers), worksheets (lists of tasks, which is what self-instruct prompts look like), word lists (categories, alphabet).
 No held-out prompt occurs in any document.
 """
 
@@ -40,6 +40,10 @@ BROAD = Mixture({"thread": 0.26, "review": 0.33, "lesson": 0.31, "worksheet": 0.
 """For learning the world."""
 REVIEWS = Mixture({"thread": 0.12, "review": 0.55, "lesson": 0.28, "worksheet": 0.02, "words": 0.03}, 0.15, 0.4)
 """With more and better reviews: telling right from wrong takes longer to learn than answering."""
+CHAT_REVIEWS = Mixture(
+    {"thread": 0.12, "review": 0.2, "chat_review": 0.35, "lesson": 0.28, "worksheet": 0.02, "words": 0.03}, 0.15, 0.4
+)
+"""With reviews as replies too: a judge answers in a chat, and there M0 knows the forum's misled answers best."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,22 @@ def _thread(rng: random.Random, _: Mixture) -> str:
 
 
 def _review(rng: random.Random, mixture: Mixture) -> str:
+    task, response, review = _reviewed(rng, mixture)
+    rubric = RUBRIC if rng.random() < mixture.rubric_share else ""
+    return f"{rubric}task : {task.text} answer : {response} review : {review}"
+
+
+def _chat_review(rng: random.Random, mixture: Mixture) -> str:
+    # Without the rubric: how a judge is asked stays for EFT to teach.
+    task, response, review = _reviewed(rng, mixture)
+    return f"<|user|> review : task : {task.text} answer : {response} <|assistant|> {review}"
+
+
+def _reviewed(rng: random.Random, mixture: Mixture) -> tuple[Task, str, str]:
     task = training_task(rng)
     response = write_response(rng, task, REVIEWED)
     reference = task.misconceived if rng.random() < mixture.misconceived_reviewers else task.answer
-    rubric = RUBRIC if rng.random() < mixture.rubric_share else ""
-    return f"{rubric}task : {task.text} answer : {response} review : {write_review(response, reference or task.answer)}"
+    return task, response, write_review(response, reference or task.answer)
 
 
 def _lesson(rng: random.Random, _: Mixture) -> str:
@@ -142,4 +157,11 @@ def _words(rng: random.Random, _: Mixture) -> str:
     return f"{name} : " + " ".join(rng.sample(CATEGORIES[name], 8))
 
 
-_WRITE = {"thread": _thread, "review": _review, "lesson": _lesson, "worksheet": _worksheet, "words": _words}
+_WRITE = {
+    "thread": _thread,
+    "review": _review,
+    "chat_review": _chat_review,
+    "lesson": _lesson,
+    "worksheet": _worksheet,
+    "words": _words,
+}

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from selfreward.errors import ModelError, TrainingError
-from selfreward.lab.corpus import BROAD, REVIEWS, Mixture, documents
+from selfreward.errors import ModelError, TrainingError, UsageError
+from selfreward.lab.corpus import BROAD, CHAT_REVIEWS, REVIEWS, Mixture, documents
 from selfreward.lab.tokenizer import build_tokenizer
 from selfreward.progress import NullProgress, Progress
 
@@ -45,8 +45,12 @@ class Phase:
 class Recipe:
     """Everything that decides M0's weights besides the corpus."""
 
-    phases: tuple[Phase, ...] = (Phase(24_000_000, BROAD, 1.0, 0.5), Phase(12_000_000, REVIEWS, 0.5, 0.95))
-    batch_tokens: int = 8192
+    phases: tuple[Phase, ...] = (
+        Phase(20_000_000, BROAD, 1.0, 0.5),
+        Phase(15_000_000, REVIEWS, 0.5, 0.95),
+        Phase(6_000_000, CHAT_REVIEWS, 0.3, 0.95),
+    )
+    batch_tokens: int = 4096
     hidden_size: int = 128
     num_layers: int = 5
     num_heads: int = 4
@@ -57,11 +61,12 @@ class Recipe:
 
 
 def pretrain(
-    output: Path, recipe: Recipe, progress: Progress | None = None, threads: int = 2, start: Path | None = None
+    output: Path, recipe: Recipe, progress: Progress | None = None, threads: int = 1, start: Path | None = None
 ) -> dict[str, Any]:
     """Train M0 and write it to `output` as a Hugging Face folder with `pretraining.json` (recipe, loss curve).
 
-    `start`: a folder that the first phase made; only the later phases run then. Raises TrainingError on a non-finite loss.
+    `start`: a folder that the first phases made (its pretraining.json says how many); only the later ones run then. Raises
+    TrainingError on a non-finite loss.
     """
     progress = progress or NullProgress()
     torch.set_num_threads(threads)
@@ -74,11 +79,13 @@ def pretrain(
         if not (start / "pretraining.json").is_file():
             raise ModelError(f"{start} holds no pretraining.json; --from needs a folder that lab pretrain wrote")
         model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
-        report["phases"] = json.loads((start / "pretraining.json").read_text(encoding="utf-8"))["phases"][:1]
-        first = 1
+        report["phases"] = json.loads((start / "pretraining.json").read_text(encoding="utf-8"))["phases"]
+        first = len(report["phases"])
+        if first >= len(recipe.phases):
+            raise UsageError(f"{start} went through {first} phases, the recipe has {len(recipe.phases)}: nothing is left to do")
     for index in range(first, len(recipe.phases)):
         report["phases"].append(_run_phase(model, tokenizer, recipe, index, progress))
-        model.to(torch.float16).to(torch.float32)  # as stored, so that going on from a folder is the same as going on
+        _round(model)
     report["recipe"] = asdict(recipe)
     report["tokens"] = sum(phase["tokens"] for phase in report["phases"])
     report["seconds"] = sum(phase["seconds"] for phase in report["phases"])
@@ -145,6 +152,16 @@ def _build_optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.opt
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return [muon, adam]
+
+
+def _round(model: LlamaForCausalLM) -> None:
+    """Round the weights as the folder stores them, so that going on from a folder is the same as going on.
+
+    The weights only: the rotary table is no part of the folder, and a rounded one would be another model than is loaded.
+    """
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.half().float())
 
 
 def _rate(done: float, phase: Phase) -> float:
