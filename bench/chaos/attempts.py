@@ -21,6 +21,8 @@ SETTINGS = (
     "replay.num_items=6", "pair.min_pairs=1", "engine.threads=1", "engine.chunk_size=12", "engine.batch_size=12",
     # Random numbers inside training, which a training that goes on must not draw anew.
     "sft.dropout=0.1", "dpo.dropout=0.1", "eval.bootstrap_samples=200",
+    # A state after every step, so that trainings go on in their middle.
+    "checkpoints.every_seconds=0", "checkpoints.max_share=1.0",
 )  # fmt: skip
 """The demo, small: about ten seconds of work beside the imports."""
 LOOK_EVERY, LOOK_CLOSELY = 0.004, 0.001

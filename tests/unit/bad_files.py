@@ -342,7 +342,7 @@ VALUES: Table = {
     ),
     "shell line break": (
         "name: a\n", ("judge.rubric=a\nb",),
-        "judge.rubric='a b': no such file; shipped: additive, concise, lab_additive, lab_self_instruct, "
+        "judge.rubric='a b': no such file; shipped: additive, concise, lab_additive, lab_self_instruct, mt_bench, "
         "multiple_choice, pairwise, safety, self_instruct",
     ),
 }

@@ -161,7 +161,7 @@ SETTINGS: Table = {
     ),
     "rubric missing": (
         "name: a\njudge: {rubric: nowhere}\n", (),
-        "judge.rubric='nowhere': no such file; shipped: additive, concise, lab_additive, lab_self_instruct, "
+        "judge.rubric='nowhere': no such file; shipped: additive, concise, lab_additive, lab_self_instruct, mt_bench, "
         "multiple_choice, pairwise, safety, self_instruct",
     ),
     "rubric kind": (
