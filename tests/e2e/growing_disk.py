@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from selfreward import cli
+from selfreward import cli, preflight
 
 
 def attempt(config: str) -> dict[str, object]:
@@ -29,6 +29,7 @@ def attempt(config: str) -> dict[str, object]:
 
 
 def main(config: str, disk: str, step: str) -> None:
+    preflight.space_problem = lambda *_: None  # type: ignore[assignment] # as if others had filled the disk after the check
     ballast = Path(disk) / "ballast"
     free = 4096
     while True:

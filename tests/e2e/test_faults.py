@@ -119,8 +119,8 @@ def test_a_read_only_folder_is_found_by_check(tmp_path: Path, tiny_model_dir: Pa
     config_file = write_config(tmp_path / "c", tiny_model_dir, run_dir=str(disk / "runs"))
     script = 'mount -o remount,ro "$DISK"; "$PYTHON" -m selfreward.cli check "$1"; echo "code $?"'
     done = on_small_disk(disk, script, str(config_file))
-    assert "code 1" in done.stdout
-    assert re.search(r"^error: .*/runs/small cannot be written: its disk is mounted read-only; make it writable", done.stderr)
+    assert "code 2" in done.stdout
+    assert re.search(r"^error: run_dir='.*/runs': nothing can be written into '.*/disk'; set another run_dir", done.stderr)
     assert "Traceback" not in done.stderr
 
 
@@ -131,8 +131,8 @@ def test_a_file_where_runs_are_kept_is_found_by_check(
     (tmp_path / "file").write_text("")
     for name in ("check", "run"):
         said = command(name, str(config_file))
-        assert is_one_clear_line(said), said
-        assert "file/small cannot be written: a part of the path is a file, not a folder" in said[2]
+        assert said[0] == 2
+        assert re.fullmatch(r"error: run_dir='.*/file': '.*/file' is no folder; set another run_dir or name\n", said[2]), said
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------------

@@ -76,12 +76,12 @@ BAD: dict[str, tuple[Break, str]] = {
     ),
     "missing shards": (
         sharded("a.safetensors", "b.safetensors", "c.safetensors"),
-        "cannot be used: model.safetensors.index.json names 3 files, 2 missing: b.safetensors, c.safetensors; copy the whole "
-        "folder",
+        "lacks b.safetensors, one of 3 files of weights that model.safetensors.index.json names; copy the folder again",
     ),
     "an index that leads out": (
         sharded("a.safetensors", "../b.safetensors"),
-        "cannot be used: model.safetensors.index.json names '../b.safetensors', which is no .safetensors file of the folder",
+        "has an index of weights, model.safetensors.index.json, that names '../b.safetensors': only .safetensors files of the "
+        "folder itself are loaded; save the model with save_pretrained and use that folder",
     ),
     "an index without a map": (
         both(sharded("a.safetensors"), put(INDEX, {"weight_map": {}})),

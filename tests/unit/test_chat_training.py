@@ -127,7 +127,7 @@ def test_preference_training_scores_the_same_tokens(
         "rejected_ids": [row.answers[1] for row in rows],
     }
     with trl_side.workspace(base) as scratch:
-        trainer = trl_side.dpo_trainer(base, columns, dpo_options(), 1, scratch, ctx.progress)
+        trainer = trl_side.dpo_trainer(base, columns, dpo_options(), scratch, ctx)
         batch = trainer.data_collator([trainer.train_dataset[index] for index in range(len(rows))])
     wanted = [(row.prompt_ids, row.answers[side]) for side in (0, 1) for row in rows]
     for ids, mask, (prompt_ids, answer_ids) in zip(

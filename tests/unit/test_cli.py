@@ -55,7 +55,7 @@ def _python_seconds() -> float:
         (["check", "configs/demo.yaml", "judge.rubric=nowhere"], 2, "nowhere"),
         (["check", "configs/paper.yaml"], 2, "model.path"),
         (["stage", "configs/demo.yaml", "round-9/pairs"], 2, "unknown stage 'round-9/pairs'"),
-        (["judge", "nowhere.jsonl", "--model", "scripted:random", "--out", "x.parquet"], 1, "nowhere.jsonl"),
+        (["judge", "nowhere.jsonl", "--model", "scripted:random", "--out", "x.parquet"], 2, "nowhere.jsonl"),
         (["judge", "README.md", "--model", "policy", "--out", "x.parquet"], 2, "--model policy is a part of a run"),
         (["status", "nowhere"], 2, "nowhere is not a run folder"),
         (["report", "nowhere"], 2, "nowhere is not a run folder"),

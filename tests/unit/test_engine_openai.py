@@ -384,7 +384,7 @@ def test_the_key_comes_from_the_named_variable(server: EndpointServer, monkeypat
             monkeypatch.setenv("FAR_KEY", value)
         with pytest.raises(ConfigError, match=rf"variable that endpoints\.far\.api_key_env names .*{said}") as caught:
             open_engine("endpoint:far", config)
-        assert "FAR_KEY" not in str(caught.value), "what looks like a variable's name may be the key"
+        assert not value or value not in str(caught.value)
     monkeypatch.setenv("FAR_KEY", KEY)
     with open_engine("endpoint:far", config) as engine:
         assert engine.context_length == 4096

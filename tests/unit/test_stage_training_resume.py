@@ -25,7 +25,7 @@ def stage(make_config, tiny_model_dir, tmp_path):
         Artifact("replay", tmp_path / "replay", "2" * 16),
     )
     write_rows(chosen.path / "pairs.parquet", pairs(9))
-    write_json(chosen.path / "record.json", {"counts": {"dropped": {}}})
+    write_json(chosen.path / "record.json", {"counts": {"dropped": {}}, "outputs": {}})
     items = [EftExample(item.id, item.messages[0].content, item.answer, "Seen. Score: 3", 3.0) for item in examples(3)]
     write_rows(replayed.path / "examples.parquet", items)
 
