@@ -22,10 +22,10 @@ from selfreward.stopping import Stop
 
 def execute(config: Config, options: Options, as_json: bool = False) -> None:
     """Run a pipeline and show what it gave. Signals stop it as `selfreward.signals` says."""
-    check_options(options, stage_keys(config))
     stop = Stop()
     with stopping_on_signals(stop):
         _warn(config)
+        check_options(options, stage_keys(config))
         with Run.open(config, RichProgress()) as run:
             run.stop = stop
             try:
