@@ -51,13 +51,13 @@ class RunLock:
 
     def take(self, descriptor: int) -> None:
         """Lock the open log. Raises UsageError when another process has it, or when that cannot be told."""
-        found = read_holder(self.path)
         try:
             lock(descriptor)
         except OSError as error:
             if error.errno in _TAKEN:
-                raise UsageError(_taken(self._folder, found)) from error
+                raise UsageError(_taken(self._folder, read_holder(self.path))) from error
             self.has_system_lock = False  # a file system without locks: run.lock alone guards
+        found = read_holder(self.path)  # behind the lock: a holder that ends removes its file before it lets the lock go
         if sys.platform == "win32":
             self.has_system_lock = False
         if found is not None and _is_same(found, this_process()):
@@ -74,7 +74,7 @@ class RunLock:
         if why is None:
             doubt = f". Whether it still does cannot be told from here: if it does not, delete {self.path}"
             raise UsageError(_taken(self._folder, found) + ("" if is_here else doubt))
-        aside = self.path.with_name(f".{LOCK_FILE}-{os.getpid()}")
+        aside = self.path.with_name(f".tmp-{os.getpid()}-{LOCK_FILE}")  # a name that the next run clears
         self.path.replace(aside)
         now = read_holder(aside)
         if now != found:  # another process took it over in the same moment: give it back

@@ -41,6 +41,8 @@ Action = Literal["reuse", "accept", "go on", "do", "again", "stop", "later", "no
 """`accept`: reuse although settings differ; `again`: move aside, then do; `later`: behind the stage that was asked for;
 `not known yet`: what it needs depends on a stage that is not made."""
 SUPERSEDED = "superseded"
+EVALUATED = ("ranking", "tasks")
+"""Folders of `selfreward eval RUN`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,11 @@ class Plan:
 
     @property
     def accepted(self) -> list[Mapping[str, Any]]:
-        """What was accepted before."""
-        return [item for stage in self.stages for item in stage.accepted]
+        """What was accepted before, each difference once: a stage's record repeats what those before it had."""
+        found: list[Mapping[str, Any]] = []
+        for stage in self.stages:
+            found += [item for item in stage.accepted if item not in found]
+        return found
 
     def building_on(self, stale: Iterable[str]) -> list[str]:
         """Stages with something in their folders whose inputs, or the inputs of those, are among `stale`."""
@@ -327,8 +332,8 @@ def has_work(path: Path) -> bool:
 
 
 def found_stages(directory: RunDir) -> list[str]:
-    """Keys of all stages in the folder that are finished or begun."""
+    """Keys of all stages of the method in the folder that are finished or begun; what `selfreward eval` made is not its own."""
     files = [path for name in (RECORD, BEGUN) for path in directory.root.rglob(name)]
     folders = {file.parent.parent if file.parent.name == PARTS else file.parent for file in files}
     keys = sorted(folder.relative_to(directory.root).as_posix() for folder in folders)
-    return [key for key in keys if not key.startswith(f"{SUPERSEDED}/")]
+    return [key for key in keys if key.partition("/")[0] not in (SUPERSEDED, *EVALUATED)]

@@ -1,6 +1,7 @@
 """Whether a finished stage may be reused: its settings and inputs are the same, and its files are as it left them."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -48,8 +49,9 @@ def identify(key: str, sections: Mapping[str, Any], inputs: Mapping[str, str], r
 
 def read_record(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a finished stage. Raises CorruptArtifactError for one that is not a record."""
-    record = read_json(path / RECORD)
-    if not isinstance(record, dict) or not {"fingerprint", "outputs", *identity} <= record.keys():
+    record: dict[str, Any] = read_json(path / RECORD)
+    whole = isinstance(record, dict) and {"fingerprint", "outputs", *identity} <= record.keys()
+    if not whole or not isinstance(record["outputs"], dict):
         raise CorruptArtifactError(f"{path / RECORD} is not a stage record; delete {path} to make it again")
     return record
 
@@ -103,8 +105,18 @@ def begin(path: Path, fingerprint: str, identity: Mapping[str, Any], versions: M
 
 
 def read_begun(path: Path) -> dict[str, Any] | None:
-    """What `begin` noted; None for a stage that was never begun, or is finished."""
-    return read_json(path / BEGUN) if (path / BEGUN).is_file() else None
+    """What `begin` noted; None for a stage that was never begun, or is finished, and for a note that is damaged: parts are
+    known by their names, so that all it can lose is what somebody accepted."""
+    if not (path / BEGUN).is_file():
+        return None
+    try:
+        noted = read_json(path / BEGUN)
+    except CorruptArtifactError:
+        return None
+    whole = (
+        isinstance(noted, dict) and {"stage", "sections", "inputs", "random_seed", "fingerprint", "versions"} <= noted.keys()
+    )
+    return noted if whole else None
 
 
 def find_parts(path: Path) -> list[Path]:
@@ -143,7 +155,19 @@ def clear_temporary(root: Path) -> None:
     Call it with the run's lock held. Those inside a stage's folder go with `clear_unfinished`.
     """
     for file in root.glob(f"{TEMPORARY_PREFIX}*"):
-        file.unlink(missing_ok=True)  # `selfreward report` needs no lock, and may just have put it in place
+        owner = file.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+        if not (owner.isdigit() and int(owner) != os.getpid() and _is_alive(int(owner))):  # `selfreward report` needs no lock
+            file.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _plain(value: Any) -> Any:

@@ -25,7 +25,7 @@ class Config(Section):
     """All randomness of the run derives from this number."""
     mode: Literal["self-rewarding", "no-eft"] = "self-rewarding"
     """`no-eft` trains M1 on IFT alone: the paper's ablation."""
-    num_rounds: int = Field(default=2, ge=0)
+    num_rounds: int = Field(default=2, ge=0, le=100_000)
     """DPO rounds; 2 gives M3."""
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()

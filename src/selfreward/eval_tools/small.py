@@ -49,7 +49,9 @@ def do_stage(
         return run.stage(key, sections, inputs, work)
     except DriftError as error:
         why = str(error).partition(" Set another")[0]
-        raise UsageError(f"{why} Give another --out, or delete {run.dir.root} to begin again") from error
+        raise UsageError(
+            f"{why} Give another --out where there is one, or delete {run.dir.root / key} to do it again"
+        ) from error
 
 
 def without_training(config: Config) -> Config:

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfreward.config import Config
-from selfreward.disk import check_writable
-from selfreward.errors import ConfigError
+from selfreward.disk import check_writable, refusal_of
+from selfreward.errors import ConfigError, SelfRewardError
 from selfreward.rundir import RunDir
-from selfreward.texts import counted
+from selfreward.texts import counted, one_line
 
 WEIGHT_BYTES = 4
 """Training keeps and saves float32 weights."""
 TRAINING_BYTES = 12
-"""A weight in the state from which a stopped training goes on: itself and AdamW's two moments. It is there once at a time."""
+"""A weight in the state from which a stopped training goes on: itself and AdamW's two moments. It is there twice while a new
+one takes the old one's place."""
 TOKEN_BYTES = 8
 """A token of a reply: its text, the part that is committed first, the request's ids. Compression is left out of account."""
 _REPLIES = 3
@@ -46,7 +47,7 @@ def plan_writes(config: Config, num_parameters: int) -> Plan:
     tables = TOKEN_BYTES * (each_round * (len(rounds) - len(there)) + each_model * num_models + once * (not _is_done(run.eft)))
     size = WEIGHT_BYTES * num_parameters
     extra = size * bool(config.replay.num_items and config.replay.method == "sft")  # the model between DPO and replay
-    state = (TRAINING_BYTES * num_parameters + extra) * bool(num_models)
+    state = (2 * TRAINING_BYTES * num_parameters + extra) * bool(num_models)
     return Plan(num_models, size, state, tables)
 
 
@@ -66,6 +67,15 @@ def space_problem(config: Config, plan: Plan, free: int) -> ConfigError | None:
 def check_place(config: Config) -> Path:
     """The nearest folder that exists and will hold the run. Raises ConfigError where nothing can be written there."""
     root = Path(config.run_dir) / config.name
+    try:
+        return _place(config, root)
+    except OSError as error:  # looking fails for a path that is too long, or below a folder that lets nobody in
+        if isinstance(error, SelfRewardError):
+            raise
+        raise ConfigError(f"run_dir={config.run_dir!r}: {refusal_of(error, root) or one_line(error)}") from error
+
+
+def _place(config: Config, root: Path) -> Path:
     for folder in (root, *root.absolute().parents):
         if folder.is_dir():
             if not os.access(folder, os.W_OK | os.X_OK):

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from selfreward.artifacts import RunDir, read_rows_metadata
 from selfreward.drift import name_accepted
+from selfreward.errors import CorruptArtifactError
 from selfreward.locking import Holder
 from selfreward.planning import Plan, PlannedStage, has_work
 from selfreward.report.reading import Json, read_config, read_record, stage_folders
@@ -104,11 +105,19 @@ def _row(key: str, folder: Path) -> Json:
     for field in ("counts", "seconds", "tokens", "fingerprint", "outputs"):
         row[field] = record[field] if record else None
     if record is None and (parts := find_parts(folder)):
-        told = [read_rows_metadata(part) for part in parts]
+        told = [told for part in parts if (told := _told(part)) is not None]
         row["parts"] = len(parts)
         row["seconds"] = round(sum(float(item.get("seconds", "0")) for item in told), 3)
         row["tokens"] = {kind: sum(int(item.get(f"{kind}_tokens", "0")) for item in told) for kind in ("prompt", "generated")}
     return row
+
+
+def _told(part: Path) -> Mapping[str, str] | None:
+    """What a part says of its cost; None for one that is damaged (a run sets it aside) or that a working run just cleared."""
+    try:
+        return read_rows_metadata(part)
+    except CorruptArtifactError:
+        return None
 
 
 def _planned(stage: PlannedStage) -> Json:
