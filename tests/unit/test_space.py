@@ -25,9 +25,9 @@ def finish(folder: Path) -> None:
 def test_a_run_writes_a_model_a_round_and_two_before(tmp_path: Path) -> None:
     plan = plan_writes(config(tmp_path, num_rounds=3), 1000)
     assert (plan.num_models, plan.model_bytes, plan.state_bytes) == (5, 4000, 24_000)
-    assert plan.total == 5 * 4000 + 12_000 + plan.table_bytes
+    assert plan.total == 5 * 4000 + 24_000 + plan.table_bytes
     replay = plan_writes(config(tmp_path, num_rounds=3, replay={"num_items": 5}), 1000)
-    assert replay.state_bytes == 12_000 + 4000, "the model between DPO and replay"
+    assert replay.state_bytes == 24_000 + 4000, "the model between DPO and replay"
 
 
 def test_more_work_is_more_to_write(tmp_path: Path) -> None:
