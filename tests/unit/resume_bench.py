@@ -22,7 +22,7 @@ class Steps:
     """Progress that keeps what was said, and calls `then` once `after` items of a task that begins with `of` are done."""
 
     def __init__(self, after=0, then=None, of=("fine-tuning", "preference training")):
-        self.tasks = []
+        self.tasks, self.said = [], []
         self.after, self.then, self._of = after, then, of
 
     @contextmanager
@@ -36,6 +36,9 @@ class Steps:
                 self.then()
 
         yield advance
+
+    def say(self, text):
+        self.said.append(text)
 
 
 class Log(logging.Handler):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from resume_bench import EVERY_STEP, NEVER, NUM_STEPS, SEED, Bench, Steps
+from resume_bench import EVERY_STEP, NEVER, NUM_STEPS, Bench, Steps
 
-from selfreward.errors import StoppedError, TrainingError
+from selfreward.errors import StoppedError
 from selfreward.stopping import Stop
 
 KINDS = ["sft", "dpo"]
@@ -173,20 +173,3 @@ def test_a_stop_need_not_wait_for_the_reference(bench):
         bench.train(stop=stop, progress=progress)
     assert [name for name, _ in progress.tasks] == ["reference log-probabilities"]
     assert bench.kept() == []
-
-
-@pytest.mark.parametrize("bench", ["sft"], indirect=True)
-def test_a_state_that_cannot_be_stored_is_one_clear_error(bench, whole):
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # every longer file fails like on a full disk
-
-    try:
-        with pytest.raises(TrainingError, match=r"after step 3 cannot be stored.*every_seconds=null.*after step 2 is kept"):
-            bench.train(checkpoints=EVERY_STEP, progress=Steps(3, fill))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert bench.kept() == ["step-00000002"]
-    assert bench.outcome(bench.train(seed=SEED)) == whole

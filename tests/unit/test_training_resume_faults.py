@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from resume_bench import EVERY_STEP, SEED, Bench, Log, Steps
 
 from selfreward.config import CheckpointConfig
-from selfreward.errors import StoppedError, TrainingError
+from selfreward.errors import StoppedError, StorageError, TrainingError
+from selfreward.stopping import Stop
 
 FILES = ("checkpoint.json", "trainer_state.json", "state-00000.safetensors")
 _WHOLE = []
@@ -174,3 +176,95 @@ def test_a_trainer_that_restores_nothing_is_stopped(bench, stopped, monkeypatch)
     monkeypatch.setattr(ResumingMixin, "_load_optimizer_and_scheduler", lambda self, checkpoint: None)
     with pytest.raises(TrainingError, match="did not restore its optimizer"):
         bench.train()
+
+
+@pytest.mark.parametrize("part", ["_load_optimizer_and_scheduler", "_load_from_checkpoint"])
+def test_one_that_restores_nothing_is_stopped_after_its_last_step_too(part, bench, monkeypatch):
+    from selfreward.training._checkpoint import ResumingMixin
+
+    with pytest.raises(StoppedError):
+        bench.stop_after(3)
+    monkeypatch.setattr(ResumingMixin, part, lambda self, *args: None)
+    with pytest.raises(TrainingError, match=r"did not restore its (optimizer|weights) from"):
+        bench.train()
+    assert not (bench.folder / "out").exists()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_last_step_that_breaks_the_weights_gives_no_result(keep, bench):
+    with pytest.raises(TrainingError, match=r"weight .* is not finite after step 1 of 1"):
+        bench.train(keep=keep, batch_size=10, learning_rate=1e39, warmup_ratio=0.0)
+    assert not (bench.folder / "out").exists()
+
+
+# --- a disk that takes no state -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def full_disk():
+    """Gives two functions: after the first every long file fails like on a full disk, after the second none does."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def free():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard)), free
+    finally:
+        free()
+
+
+class Acts(Steps):
+    """Progress that calls the action of a step once that many steps are done."""
+
+    def __init__(self, actions):
+        super().__init__()
+        self._actions = actions
+
+    @contextmanager
+    def task(self, description, total):
+        with super().task(description, total) as advance:
+            done = []
+
+            def advance_and_act(count):
+                advance(count)
+                done.append(count)
+                self._actions.get(sum(done), lambda: None)()
+
+            yield advance_and_act
+
+
+def test_a_full_disk_costs_a_healthy_training_nothing(bench):
+    bench.changes["num_epochs"] = 2
+    whole = bench.outcome(bench.train("whole", keep=False), "whole")
+    with full_disk() as (fill, free):
+        progress = Acts({2: fill, 4: free})
+        result = bench.train(checkpoints=EVERY_STEP, progress=progress)
+    assert bench.outcome(result) == whole
+    assert bench.kept() == ["step-00000005"], "it tried again when the next was due"
+    assert [message.split(" cannot be stored in ")[0] for message in bench.log.messages] == [
+        f"the training's state after step {step}" for step in (2, 3)
+    ]
+    assert progress.said == bench.log.messages[:1]
+    assert "raise the limit" in progress.said[0]
+    assert f"The state after step 1 is kept in {bench.keep}. The training goes on" in progress.said[0]
+
+
+def test_a_folder_that_no_state_fits_into_is_warned_of_too(bench, whole):
+    """An error that says nothing about the disk: the folder's name is taken by a link to itself."""
+    bench.keep.symlink_to(bench.keep)
+    assert bench.outcome(bench.train(checkpoints=EVERY_STEP)) == whole
+    assert len(bench.log.messages) == 2
+    assert all("No earlier state is kept" in message for message in bench.log.messages)
+
+
+def test_a_stop_without_room_for_its_state_is_one_clear_error(bench, whole):
+    stop = Stop()
+    with full_disk() as (fill, _):
+        progress = Acts({2: lambda: (fill(), stop.ask("a test"))})
+        with pytest.raises(StorageError, match=r"after step 2 cannot be stored in .*raise the limit.*after step 1 is kept"):
+            bench.train(checkpoints=EVERY_STEP, progress=progress, stop=stop)
+    assert bench.kept() == ["step-00000001"]
+    assert progress.said == []
+    assert bench.outcome(bench.train()) == whole

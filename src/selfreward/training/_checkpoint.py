@@ -19,7 +19,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ import safetensors.torch
 import torch
 
 from selfreward.config import CheckpointConfig
-from selfreward.errors import CorruptArtifactError, TrainingError
+from selfreward.disk import refusal_of
+from selfreward.errors import CorruptArtifactError, StorageError, TrainingError
+from selfreward.stopping import Stop
 from selfreward.storage import TEMPORARY_PREFIX, fingerprint, hash_file, to_plain, write_json
 from selfreward.training._base import sync
 from selfreward.training.common import TrainResult
@@ -72,6 +74,7 @@ class Checkpoints:
         self._started = self._last = time.monotonic()
         self._cost = 0.0
         self._stored: int | None = None
+        self._is_failing = False
         self.earlier_seconds = 0.0
         self.num_aside = 0
 
@@ -127,16 +130,34 @@ class Checkpoints:
         rest = 0.0 if share == 1.0 else self._cost / share
         return time.monotonic() - self._last >= max(every, rest)
 
-    def store(self, trainer: Any, history: Sequence[dict[str, float]]) -> None:
-        """Store the state after a whole step in place of the one before. Raises TrainingError when it cannot be stored, or
-        when a weight is not finite: then the one before stays."""
+    def store(self, trainer: Any, history: Sequence[dict[str, float]], stop: Stop, say: Callable[[str], None]) -> bool:
+        """Store the state after a whole step in place of the one before; returns whether it is stored.
+
+        When it cannot be, the one before stays, and with no stop wanted that is a warning (`say` hears the first of several
+        in a row). Else raises StorageError when the disk refuses. Raises TrainingError for anything else, a weight that is
+        not finite too.
+        """
         step = trainer.state.global_step
         if step == self._stored:
-            return
+            return True
         clock = time.monotonic()
-        _check_finite(trainer)
-        final = self._folder / f"step-{step:08d}"
-        temporary = self._folder / f"{TEMPORARY_PREFIX}{final.name}"
+        check_finite(trainer)
+        try:
+            self._put_in_place(trainer, history, f"step-{step:08d}")
+            self._stored, self._is_failing = step, False
+        except OSError as error:
+            if stop.is_wanted:
+                raise self._failure(error, step) from error
+            self._logger.warning(text := f"{self._failure(error, step)}. The training goes on, and tries again later")
+            if not self._is_failing:
+                say(text)
+            self._is_failing = True
+        self._last = time.monotonic()
+        self._cost = self._last - clock
+        return not self._is_failing
+
+    def _put_in_place(self, trainer: Any, history: Sequence[dict[str, float]], name: str) -> None:
+        final, temporary = self._folder / name, self._folder / f"{TEMPORARY_PREFIX}{name}"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -144,18 +165,17 @@ class Checkpoints:
             sync(temporary)
             temporary.rename(final)
             sync(self._folder)
-            for older in self._folder.glob("step-*"):
-                if older != final:
-                    shutil.rmtree(older)
-        except OSError as error:
+            for older in set(self._folder.glob("step-*")) - {final}:
+                shutil.rmtree(older)
+        except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise TrainingError(
-                f"the training's state after step {step} cannot be stored in {self._folder}: {error}; make room, or set "
-                f"checkpoints.every_seconds=null to store it only when the run is stopped. {self.kept()}"
-            ) from error
-        self._stored = step
-        self._last = time.monotonic()
-        self._cost = self._last - clock
+            raise
+
+    def _failure(self, error: OSError, step: int) -> StorageError | TrainingError:
+        """Why the state after a step cannot be stored, and what to do."""
+        refusal = error if isinstance(error, StorageError) else refusal_of(error, self._folder)
+        text = f"the training's state after step {step} cannot be stored in {self._folder}: {refusal or error}. {self.kept()}"
+        return StorageError(text) if refusal else TrainingError(text)
 
     def _write(self, folder: Path, trainer: Any, history: Sequence[dict[str, float]]) -> None:
         moments = trainer.optimizer.state_dict()
@@ -258,13 +278,14 @@ def _in_files(tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[dict[str,
         yield group
 
 
-def _check_finite(trainer: Any) -> None:
-    """A gradient may be finite and its step still overflow: such a state is no good one."""
+def check_finite(trainer: Any) -> None:
+    """A gradient may be finite and its step still overflow: such a state is no good one. Raises TrainingError then."""
     for name, weight in trainer.model.named_parameters():
         if not torch.isfinite(weight).all():
+            kept = f". {trainer.checkpoints.kept()}" if trainer.checkpoints else ""
             raise TrainingError(
                 f"weight {name} is not finite after step {trainer.state.global_step} of {trainer.state.max_steps}; lower "
-                f"learning_rate (now {trainer.args.learning_rate}). {trainer.checkpoints.kept()}"
+                f"learning_rate (now {trainer.args.learning_rate}){kept}"
             )
 
 
@@ -276,6 +297,7 @@ class ResumingMixin:
     """
 
     model: Any
+    state: Any
     optimizer: Any
     lr_scheduler: Any
     checkpoints: Checkpoints | None = None
@@ -287,9 +309,11 @@ class ResumingMixin:
         self._restored: set[str] = set()
 
     def check_restored(self) -> None:
-        """Raise TrainingError unless everything was restored that had to be."""
-        if self.resumed is not None and self._restored != _PARTS:
-            missing = ", ".join(sorted(_PARTS - self._restored))
+        """Raise TrainingError unless everything was restored that had to be: after the last step nothing random follows."""
+        if self.resumed is None:
+            return
+        is_over = self.resumed.step == self.state.max_steps
+        if missing := ", ".join(sorted(_PARTS - self._restored - ({"random numbers"} if is_over else set()))):
             raise TrainingError(
                 f"the trainer did not restore its {missing} from a checkpoint; use the versions in constraints.txt"
             )

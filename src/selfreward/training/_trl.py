@@ -25,7 +25,7 @@ from selfreward.errors import ModelError, TrainingError
 from selfreward.progress import Advance
 from selfreward.storage import fingerprint, hash_model
 from selfreward.training._base import Base, load_base, release, save, set_dropout, workspace
-from selfreward.training._checkpoint import Checkpoints, ResumingMixin, Stored
+from selfreward.training._checkpoint import Checkpoints, ResumingMixin, Stored, check_finite
 from selfreward.training.common import TrainContext, count_steps, epoch_order
 
 __all__ = ["dpo_trainer", "fit", "load_base", "open_checkpoints", "release", "save", "set_dropout", "sft_trainer", "workspace"]
@@ -253,7 +253,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     a stored one when that is wanted."""
 
     def __init__(self, trainer: Any, advance: Advance, context: TrainContext) -> None:
-        self._trainer, self._advance, self._stop = trainer, advance, context.stop
+        self._trainer, self._advance, self._stop, self._say = trainer, advance, context.stop, context.progress.say
         self.history: list[dict[str, float]] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -276,8 +276,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def _keep(self, is_last: bool) -> None:
         """A step is over once it is logged: now its state is whole. The last one's is the result, which is stored anyway."""
         checkpoints = self._trainer.checkpoints
-        if checkpoints and (self._stop.is_wanted or (not is_last and checkpoints.is_due())):
-            checkpoints.store(self._trainer, self.history)
+        is_due = checkpoints and (self._stop.is_wanted or (not is_last and checkpoints.is_due()))
+        if is_due and not checkpoints.store(self._trainer, self.history, self._stop, self._say):
+            return  # a stop that came just now waits for the next step: this one's state is not there to go on from
         self._stop.check()
 
 
@@ -312,6 +313,8 @@ def fit(
             trainer.resume(stored)
             advance(stored.step)
         trainer.train(resume_from_checkpoint=str(stored.folder) if stored else None)
+    trainer.check_restored()  # resumed after its last step, it took none before which this is looked at
+    check_finite(trainer)  # the last step's weights are the result, stored as a state or not
     logged = [entry["step"] for entry in watch.history]
     first_epoch = stored.step * options.num_epochs // num_steps if stored else 0
     if trainer.order.served != list(range(first_epoch, options.num_epochs)) or logged != list(range(1, num_steps + 1)):
