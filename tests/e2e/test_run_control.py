@@ -193,7 +193,7 @@ def test_a_killed_run_is_not_running_and_two_at_once_are_refused(
     (row,) = [row for row in status["stages"] if row["stage"] == STAGE]
     assert status["running"] is None
     assert (row["state"], row["action"], row["parts"]) == ("partly", "go on", len(bench.parts()))
-    assert status["next"].startswith(f"9 stages are reused; goes on {STAGE}"), status["next"]
+    assert status["next"].startswith(f"9 stages reused; goes on {STAGE}"), status["next"]
     bench.finish()
     assert "stale lock file taken over" in (bench.runs / "run/run.log").read_text()
 

@@ -340,6 +340,9 @@ VALUES: Table = {
         "weight_decay, max_grad_norm, dropout, gradient_checkpointing, bf16\nc.yaml line 2: unknown setting "
         "'dpo.bta'; did you mean 'beta'?",
     ),
+    "shell unknown section": (
+        "name: a\n", ("modle.path=y",), "command line: unknown setting 'modle'; did you mean 'mode'?",
+    ),
     "shell line break": (
         "name: a\n", ("judge.rubric=a\nb",),
         "judge.rubric='a b': no such file; shipped: additive, concise, lab_additive, lab_self_instruct, mt_bench, "

@@ -37,6 +37,8 @@ class _Origin:
         if self.has_shell(path):
             return COMMAND_LINE
         line = self.parsed.line_of(path)
+        if line is None and any(leaf[: len(path)] == path for leaf in self.shell):  # a section that only the shell names
+            return COMMAND_LINE
         return self.name if line is None else f"{self.name} line {line}"
 
     def of_rule(self, broken: Broken) -> str:

@@ -66,10 +66,11 @@ def next_step(plan: Plan) -> str:
     kept = sum(stage.action in ("reuse", "accept") for stage in plan.stages)
     work = [stage for stage in plan.stages if stage.action in NEXT]
     if not work:
-        return f"nothing to do: {kept} stages are reused"
-    first, parts = work[0], f" behind {work[0].num_parts} committed parts" if work[0].action == "go on" else ""
+        return f"nothing to do: {counted(kept, 'stage')} reused"
+    first, parts = work[0], f" behind {counted(work[0].num_parts, 'committed part')}" if work[0].action == "go on" else ""
     rest = f", then {len(work) - 1} more" if len(work) > 1 else ""
-    return f"{f'{kept} stages are reused; ' if kept else ''}{NEXT[first.action]} {first.key}{parts}{rest}"
+    reused = f"{counted(kept, 'stage')} reused; " if kept else ""
+    return f"{reused}{NEXT[first.action]} {first.key}{parts}{rest}"
 
 
 def render_status(stages: Sequence[Mapping[str, Any]], width: int = 80) -> str:
