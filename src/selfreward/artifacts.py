@@ -101,7 +101,7 @@ class Run:
         self.progress = progress
         self.logger = logger
         self.stop = Stop()
-        self._intact = Intact()
+        self.intact = Intact()
         self.environment: dict[str, Any] = {}
         self.lock: RunLock | None = None
         self.num_stages = {"done": 0, "reused": 0}
@@ -195,7 +195,7 @@ class Run:
             return artifact
         self._describe()
         for given in inputs.values():
-            self._intact.check(given.key, given.path)
+            self.intact.check(given.key, given.path)
         with writing(path):
             clear_unfinished(path)
             begun = begin(path, artifact.fingerprint, identity, self.environment["versions"])
@@ -204,7 +204,7 @@ class Run:
             accepted = [*begun.get(ACCEPTED, ()), *(item for item in self.accepted if item not in begun.get(ACCEPTED, ()))]
             told = {ACCEPTED: accepted} if accepted else {}
             write_json(path / RECORD, {**identity, "fingerprint": artifact.fingerprint, **record, **told})
-        self._intact.add(path, record["outputs"])
+        self.intact.add(path, record["outputs"])
         clear_parts(path)
         self.logger.info(
             "stage finished", extra={"data": {"stage": key, "seconds": record["seconds"], "counts": record["counts"]}}

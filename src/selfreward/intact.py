@@ -41,7 +41,7 @@ class Intact:
             what = [*(f"{name} is missing" for name in lost), *(f"{name} is damaged or was changed" for name in changed)]
             raise CorruptArtifactError(
                 f"stage {key!r} is finished, but in {folder} {', '.join(what)}: nothing was made from it. "
-                f"Put the file back, or delete {folder} to do the stage again"
+                f"Put the file back, or do the stage again with --from {key} (or delete {folder})"
             )
 
     def _is_whole(self, path: Path, known: str) -> bool:

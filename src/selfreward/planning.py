@@ -226,6 +226,9 @@ def prepare(run: Run, walk: Walk, keys: Sequence[str], options: Options) -> None
     stages = [stage.key for stage in plan.stages if stage.action == "again" and stage.key in before]
     if options.again_from:
         stages = [key for key in keys if key not in before and has_work(run.dir.root / key)] + list(plan.extra)
+        for stage in plan.stages:  # nothing is moved aside for work that would begin with a damaged file
+            if stage.state == "done" and stage.key not in stages:
+                run.intact.check(stage.key, run.dir.root / stage.key)
     moved = supersede(plan.directory, stages, options.again_from or (stages[0] if stages else ""))
     if moved is not None:
         options.say(f"{', '.join(dict.fromkeys(stages))}: moved to {moved}, to be done again; delete that folder when you like")

@@ -209,7 +209,7 @@ def test_no_stage_works_with_damaged_weights(stages: Stages, damage: Callable[[P
     with pytest.raises(CorruptArtifactError) as caught:
         use(run, again, done)
     assert "checkpoint/model.safetensors is damaged or was changed: nothing was made from it" in str(caught.value)
-    assert f"delete {made.path} to do the stage again" in str(caught.value)
+    assert f"do the stage again with --from m1 (or delete {made.path})" in str(caught.value)
     assert done == []
 
 

@@ -14,6 +14,7 @@ from selfreward.artifacts import Artifact, Run, RunDir, Stage, read_json, write_
 from selfreward.config import Config
 from selfreward.errors import CorruptArtifactError, DriftError, StoppedError, UsageError
 from selfreward.planning import Options, Plan, make_plan, prepare
+from selfreward.storage import hash_file
 from selfreward.types import Counts, Prompt
 
 KEYS = ["seed", "m0", "sft", "sft/evals", "m1", "m1/evals", "round-1/prompts", "round-1/samples"]
@@ -309,6 +310,20 @@ def test_a_damaged_stage_stops_before_any_work(bench: Bench) -> None:
         bench.run()
     assert not (bench.directory.root / "m1").exists()
     assert bench.run(again_from="sft")["sft"] == "done"
+
+
+def test_nothing_is_moved_aside_for_work_on_damaged_weights(bench: Bench) -> None:
+    bench.run()
+    weights = bench.directory.root / "sft/model.safetensors"
+    record = json.loads((weights.parent / "record.json").read_text())
+    weights.write_bytes(b"whole")
+    record["outputs"]["model.safetensors"] = hash_file(weights)
+    (weights.parent / "record.json").write_text(json.dumps(record))
+    weights.write_bytes(b"wrong")
+    with pytest.raises(CorruptArtifactError, match=r"model\.safetensors is damaged.*--from sft"):
+        bench.run(again_from="m1")
+    assert (bench.directory.root / "m1/record.json").is_file()
+    assert not (bench.directory.root / "superseded").exists()
 
 
 def test_no_clock_decides_anything(bench: Bench) -> None:
