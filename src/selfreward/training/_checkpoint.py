@@ -133,9 +133,8 @@ class Checkpoints:
     def store(self, trainer: Any, history: Sequence[dict[str, float]], stop: Stop, say: Callable[[str], None]) -> bool:
         """Store the state after a whole step in place of the one before; returns whether it is stored.
 
-        When it cannot be, the one before stays, and with no stop wanted that is a warning (`say` hears the first of several
-        in a row). Else raises StorageError when the disk refuses. Raises TrainingError for anything else, a weight that is
-        not finite too.
+        When it cannot be, the one before stays; with no stop wanted that is a warning (`say` hears the first of several in a
+        row), else StorageError (the disk refuses) or TrainingError. Raises TrainingError when a weight is not finite.
         """
         step = trainer.state.global_step
         if step == self._stored:
