@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attacks import LONG, make_attacks
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from stage_bench import Stages, model, record
 from template_tokenizers import FAMILIES
@@ -214,6 +214,7 @@ PARTS = [
 ]
 
 
+@example("<response\u200bｒ", "")
 @given(st.lists(st.sampled_from(PARTS), max_size=14).map("".join), st.lists(st.sampled_from(PARTS), max_size=14).map("".join))
 def test_fencing_can_be_undone(one: str, other: str) -> None:
     names = ("instruction", "response")

@@ -27,9 +27,11 @@ def defuse(text: str, names: tuple[str, ...]) -> str:
     if not names or not ("<" in text or "\uff1c" in text or "\ufe64" in text):
         return text
     folded, places = _fold(text)
+    # As it looks, and as it stands: a character without a width ends a word for one reader and not for another.
+    ends = {places[match.start()] + 1 for match in _tag_pattern(names).finditer(folded)}
+    ends |= {match.start() + 1 for match in _tag_pattern(names).finditer(text)}
     parts, start = [], 0
-    for match in _tag_pattern(names).finditer(folded):
-        end = places[match.start()] + 1
+    for end in sorted(ends):
         parts += [text[start:end], "\\"]
         start = end
     return "".join([*parts, text[start:]])
