@@ -77,7 +77,7 @@ def test_other_settings_need_another_place(tmp_path: Path) -> None:
     write(tmp_path / "set.json", SET)
     model = script(tmp_path / "m.json", ANSWERS)
     run(tmp_path, model)
-    with pytest.raises(UsageError, match=r"data changed.* Give another --out, or delete"):
+    with pytest.raises(UsageError, match=r"data changed.* Give another --out where there is one, or delete"):
         run(tmp_path, model, limit=2)
     write(tmp_path / "precious.json", [])
     with pytest.raises(UsageError, match="is there already, and not from this command"):

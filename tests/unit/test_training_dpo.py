@@ -6,6 +6,7 @@ import torch
 from training_reference import context, dpo_options, examples, pairs, sft_options, token_logps, train_dpo_plainly, user, weights
 
 from selfreward.errors import TrainingError
+from selfreward.progress import NullProgress
 from selfreward.storage import hash_model
 from selfreward.training import TrainContext
 from selfreward.training.common import encode_rows
@@ -116,7 +117,7 @@ def test_the_reference_is_the_start_and_stays_it(make_trainer, make_config, tiny
 def test_progress_is_seen_for_the_reference_and_for_the_steps(tiny_model_dir, make_config, tmp_path):
     tasks = []
 
-    class Counting:
+    class Counting(NullProgress):
         @contextmanager
         def task(self, description, total):
             tasks.append((description, total, []))

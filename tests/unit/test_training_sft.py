@@ -19,6 +19,7 @@ from training_reference import (
 
 from selfreward.config import DpoConfig, SftConfig
 from selfreward.errors import ConfigError, ModelError, TrainingError, UsageError
+from selfreward.progress import NullProgress
 from selfreward.storage import hash_model
 from selfreward.training import SftExample
 from selfreward.training.common import encode_rows
@@ -266,7 +267,7 @@ def test_progress_advances_once_a_step(tiny_model_dir, make_config, tmp_path):
 
     from selfreward.training import TrainContext
 
-    class Counting:
+    class Counting(NullProgress):
         calls: tuple = ()
 
         @contextmanager
