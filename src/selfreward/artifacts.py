@@ -28,6 +28,7 @@ from selfreward.locking import RunLock
 from selfreward.parts import find_parts, pieces, read_part, set_aside, write_part
 from selfreward.progress import Advance, NullProgress, Progress
 from selfreward.reuse import (
+    BEGUN,
     PARTS,
     RECORD,
     begin,
@@ -37,6 +38,7 @@ from selfreward.reuse import (
     clear_unfinished,
     hash_outputs,
     identify,
+    read_begun,
 )  # fmt: skip
 from selfreward.rundir import RunDir, check_is_run
 from selfreward.stopping import Stop
@@ -198,6 +200,8 @@ class Run:
             self.intact.check(given.key, given.path)
         with writing(path):
             clear_unfinished(path)
+            if (path / BEGUN).is_file() and read_begun(path) is None:
+                self.logger.warning("a damaged note of what was begun is written anew", extra={"data": {"stage": key}})
             begun = begin(path, artifact.fingerprint, identity, self.environment["versions"])
             self.logger.info("stage started", extra={"data": {"stage": key, "fingerprint": artifact.fingerprint}})
             record = self._work(Stage(key, path, self, artifact.fingerprint), work)

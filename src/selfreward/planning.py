@@ -25,7 +25,7 @@ from selfreward.reuse import (
     PARTS,
     RECORD,
     check_outputs,
-    find_parts,
+    committed_parts,
     identify,
     identity_changes,
     read_begun,
@@ -153,7 +153,7 @@ class _Planner(Run):
         return Artifact(key, path, record["fingerprint"])
 
     def _look_at_begun(self, path: Path, identity: Mapping[str, Any], reads: tuple[str, ...]) -> PlannedStage:
-        key, num_parts, begun = identity["stage"], len(find_parts(path)), read_begun(path)
+        key, num_parts, begun = identity["stage"], len(committed_parts(path)), read_begun(path)
         changes = self._changes(begun, identity) if begun else ()
         if not changes:
             state, action = _unfinished(path, num_parts)
@@ -307,7 +307,7 @@ def check_options(options: Options, keys: Sequence[str]) -> None:
 def _unseen(directory: RunDir, key: str, options: Options, keys: Sequence[str]) -> PlannedStage:
     """A stage that the walk did not come to, by its folder alone."""
     path = directory.root / key
-    num_parts = len(find_parts(path))
+    num_parts = len(committed_parts(path))
     state: State = "done"
     action: Action = "not known yet"
     if not (path / RECORD).exists():

@@ -119,7 +119,7 @@ def read_begun(path: Path) -> dict[str, Any] | None:
     return noted if whole else None
 
 
-def find_parts(path: Path) -> list[Path]:
+def committed_parts(path: Path) -> list[Path]:
     """The committed parts of a stage that is not finished."""
     return sorted((path / PARTS).glob("*.parquet"))
 

@@ -50,6 +50,7 @@ def test_a_damaged_note_of_what_was_begun_loses_no_part(tmp_path: Path, begun: P
     with open_run(tmp_path) as run:
         run.stage("seed", {}, {}, work)
     assert asked == []
+    assert "a damaged note of what was begun" in (tmp_path / "r" / "run.log").read_text()
 
 
 def test_status_counts_a_damaged_part_without_its_cost(begun: Path) -> None:

@@ -15,7 +15,7 @@ from selfreward.errors import CorruptArtifactError
 from selfreward.locking import Holder
 from selfreward.planning import Plan, PlannedStage, has_work
 from selfreward.report.reading import Json, read_config, read_record, stage_folders
-from selfreward.reuse import find_parts
+from selfreward.reuse import committed_parts
 from selfreward.texts import counted
 
 NEXT = {"go on": "goes on", "again": "does again", "do": "begins"}
@@ -105,7 +105,7 @@ def _row(key: str, folder: Path) -> Json:
     row: Json = {"stage": key, "state": "done" if record else "started" if has_work(folder) else "waiting", "parts": 0}
     for field in ("counts", "seconds", "tokens", "fingerprint", "outputs"):
         row[field] = record[field] if record else None
-    if record is None and (parts := find_parts(folder)):
+    if record is None and (parts := committed_parts(folder)):
         told = [told for part in parts if (told := _told(part)) is not None]
         row["parts"] = len(parts)
         row["seconds"] = round(sum(float(item.get("seconds", "0")) for item in told), 3)
