@@ -73,13 +73,16 @@ class EftExample:
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """Decoding settings. `temperature` 0 means greedy; `top_k` 0 means no limit. `stop` strings end a reply
-    and are cut from its text."""
+    and are cut from its text. `ignore_eos` goes on past control tokens until `max_tokens`, which only benchmarks want.
+    `logprobs` asks for the log-probability of every token of the reply."""
 
     max_tokens: int
     temperature: float = 0.7
     top_p: float = 0.9
     top_k: int = 0
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,9 @@ class Generation:
     `error` (there is no reply; `error` names why, see `RequestError`; other names mean that the engine failed).
     Token counts are None where a server does not tell them: unknown, not 0.
     For a request with choices `choice_logprobs` holds the natural logarithm of each one's probability, in their order (-inf
-    for 0); `text` is empty then, `num_tokens` 0, and `num_prompt_tokens` counts all tokens that the model read, choices too."""
+    for 0); `text` is empty then, `num_tokens` 0, and `num_prompt_tokens` counts all tokens that the model read, choices too.
+    `token_logprobs`, where asked for, holds one natural logarithm a token: how probable the model itself found it, before
+    temperature, top-k and top-p; None where the engine's server does not tell."""
 
     request_id: str
     text: str
@@ -116,6 +121,7 @@ class Generation:
     finish_reason: FinishReason
     error: str | None = None
     choice_logprobs: tuple[float, ...] | None = None
+    token_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,29 @@ class Shortage:
     longest: int
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an engine did since it was last asked. `asked_tokens`: tokens of all prompts, each counted for each of its
+    requests; `read_tokens`: prompt tokens that the model really read, shared beginnings once; `generated_tokens`: tokens of
+    all replies. Seconds are wall time; engines that cannot tell the two phases apart count all of it as decoding.
+    """
+
+    asked_tokens: int = 0
+    read_tokens: int = 0
+    generated_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.asked_tokens + other.asked_tokens,
+            self.read_tokens + other.read_tokens,
+            self.generated_tokens + other.generated_tokens,
+            self.prefill_seconds + other.prefill_seconds,
+            self.decode_seconds + other.decode_seconds,
+        )
+
+
 class Engine(Protocol):
     """Answers requests. Engines are context managers; leaving the context closes them."""
 
@@ -38,6 +61,10 @@ class Engine(Protocol):
     def take_shortages(self) -> list[Shortage]:
         """Shortages of memory since the last call that smaller batches mended; none for engines without batches."""
         return []
+
+    def take_usage(self) -> Usage | None:
+        """What was done since the last call; None for engines that do not measure it."""
+        return None
 
     def close(self) -> None:
         """Give back memory and devices. Closing twice is allowed; generating afterwards raises EngineError."""
