@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfreward.chat import encode_prompt, stop_token_ids
 from selfreward.engines import open_engine
+from selfreward.engines._cascade_memory import Memory
 from selfreward.engines.hf import HfEngine
 from selfreward.errors import EngineError, ModelError, UsageError
 from selfreward.types import Generation, Message, Request, Sampling
@@ -81,11 +82,14 @@ def generated_by_hf(engine: HfEngine, prompt: Any, max_tokens: int) -> list[int]
 
 @contextmanager
 def watched(model: Any) -> Iterator[list[tuple[int, int]]]:
-    """The shape (rows, tokens) of every forward pass made inside."""
+    """Every forward pass made inside: (prompts, their tokens together) while reading, (replies, 1) for a token of each."""
     shapes: list[tuple[int, int]] = []
-    handle = model.register_forward_pre_hook(
-        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
+
+    def look(_: Any, args: Any, kwargs: Any) -> None:
+        kept, (_, num_tokens) = kwargs.get("logits_to_keep"), kwargs["input_ids"].shape
+        shapes.append((num_tokens, 1) if kept is None else (len(kept), num_tokens))
+
+    handle = model.register_forward_pre_hook(look, with_kwargs=True)
     try:
         yield shapes
     finally:
@@ -223,10 +227,12 @@ def test_equal_prompts_are_prefilled_once(engine: HfEngine) -> None:
     requests = [Request(f"{i}/{n}", p, Sampling(4, 1.0, 1.0), n) for n in range(8) for i, p in enumerate(prompts)]
     with watched(engine.model) as passes:
         answers(engine, requests)
-    assert passes[0] == (2, max(len(encode_prompt(engine.tokenizer, prompt)) for prompt in prompts))
-    assert passes[1][0] <= 16
-    assert all(width == 1 for _, width in passes[1:])
-    assert len(passes) <= 4, "the last token of a reply needs no pass of its own"
+    first, second = (encode_prompt(engine.tokenizer, prompt) for prompt in prompts)
+    num_shared = next(place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    assert passes[:2] == [(1, num_shared), (2, len(first) + len(second) - 2 * num_shared)], "their beginning, and the rest"
+    assert passes[2][0] <= 16
+    assert all(width == 1 for _, width in passes[2:])
+    assert len(passes) <= 5, "the last token of a reply needs no pass of its own"
 
 
 def test_a_batch_holds_no_more_replies_than_asked(engine: HfEngine) -> None:
@@ -235,6 +241,7 @@ def test_a_batch_holds_no_more_replies_than_asked(engine: HfEngine) -> None:
     with watched(engine.model) as passes:
         replies = answers(small, requests)
     assert max(rows for rows, _ in passes) == 4
+    assert sum(rows for rows, width in passes if width == 1) < 4 * len(passes)
     for index in range(3):
         assert len({replies[f"{index}/{n}"].text for n in range(10)}) == 1
 
@@ -268,7 +275,7 @@ def test_an_end_token_ends_a_reply_and_is_not_in_its_text(tiny_tokenizer: Any) -
         model.lm_head.weight.zero_()
     # All logits are equal, so the first token of the vocabulary is the most likely one: make that one the end token.
     engine = HfEngine(model, tiny_tokenizer, batch_size=4)
-    engine._reader.stop_ids = frozenset({0})
+    engine._parts.reader.stop_ids = frozenset({0})
     ended = answers(engine, [Request("a", chat("x"), Sampling(5, 0), 0)])["a"]
     assert (ended.text, ended.num_tokens, ended.finish_reason) == ("", 1, "stop")
 
@@ -317,7 +324,7 @@ def test_running_out_of_memory_names_the_setting(engine: HfEngine, monkeypatch: 
     def full(*args: Any, **kwargs: Any) -> None:
         torch.empty(2**60)
 
-    monkeypatch.setattr(engine._runner, "prefill", full)
+    monkeypatch.setattr(Memory, "admit", full)
     with pytest.raises(EngineError, match=r"no memory for 1 reply at a time .*engine\.batch_size=64"):
         list(engine.generate([Request("a", chat("sea"), GREEDY, 0)]))
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from selfreward.engines.hf import COMPACT_SHARE, HfEngine
+from selfreward.engines._decoder import COMPACT_SHARE
+from selfreward.engines.hf import HfEngine
 from selfreward.types import Request, Sampling
 
 NUM_POSITIONS = 80

@@ -19,8 +19,15 @@ def draw(rows: list[list[float]], samplings: list[Sampling], seeds: list[int] | 
     """`steps` tokens for each row, from the same logits at every step."""
     seeds = seeds or list(range(len(rows)))
     requests = [Request(str(i), "", s, seed) for i, (s, seed) in enumerate(zip(samplings, seeds, strict=True))]
-    sampler = Sampler(requests, [steps] * len(rows), CPU)
-    return torch.stack([sampler.draw(torch.tensor(rows), step) for step in range(steps)], dim=1).tolist()
+    sampler = joined(requests, [steps] * len(rows))
+    return torch.stack([sampler.draw(torch.tensor(rows))[0] for _ in range(steps)], dim=1).tolist()
+
+
+def joined(requests: list[Request], limits: list[int]) -> Sampler:
+    """A sampler with these rows."""
+    sampler = Sampler(CPU)
+    sampler.join(requests, limits)
+    return sampler
 
 
 def kept(logits: list[float], sampling: Sampling) -> set[int]:
@@ -114,10 +121,45 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 def test_kept_rows_keep_their_numbers() -> None:
     rows = torch.zeros(4, 1000)
     requests = [Request(str(i), "", Sampling(1, 1.0, 1.0), i) for i in range(4)]
-    whole, part = Sampler(requests, [5, 9, 9, 9], CPU), Sampler(requests, [5, 9, 9, 9], CPU)
+    whole, part = joined(requests, [5, 9, 9, 9]), joined(requests, [5, 9, 9, 9])
     part.take([2, 0])
-    for step in range(5):
-        assert part.draw(rows[:2], step).tolist() == whole.draw(rows, step)[[2, 0]].tolist()
+    for _ in range(5):
+        assert part.draw(rows[:2])[0].tolist() == whole.draw(rows)[0][[2, 0]].tolist()
+
+
+def test_rows_that_join_later_draw_what_they_would_have_drawn_alone() -> None:
+    rows = torch.zeros(3, 1000)
+    requests = [Request(str(i), "", Sampling(1, 1.0, 1.0), i) for i in range(3)]
+    alone = joined(requests[2:], [7])
+    sampler = joined(requests[:2], [5, 5])
+    for _ in range(3):
+        sampler.draw(rows[:2])
+    sampler.join(requests[2:], [7])
+    assert [sampler.draw(rows)[0][2].item() for _ in range(2)] == [alone.draw(rows[:1])[0].item() for _ in range(2)]
+
+
+@pytest.mark.parametrize("spread", [0.01, 3.0])
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.9, 0), (1.0, 0), (0.5, 40), (0.97, 700), (1.0, 300)])
+def test_large_vocabularies_keep_and_draw_as_small_ones_do(spread: float, top_p: float, top_k: int) -> None:
+    """Both ways to find the kept tokens (among the likeliest alone, among all) and to draw in two steps."""
+    size, times = 5003, 400
+    logits = (torch.randn(size, generator=torch.Generator().manual_seed(1)).double() * spread).float()
+    sampling = Sampling(1, 1.0, top_p, top_k)
+    tokens = np.array(draw([logits.tolist()] * times, [sampling] * times))[:, 0]
+    allowed = kept(logits.tolist(), sampling)
+    assert set(tokens.tolist()) <= allowed
+    shares = np.where(np.isin(np.arange(size), list(allowed)), torch.softmax(logits.double(), 0).numpy(), 0)
+    drawn = np.bincount(tokens, minlength=size) / times
+    assert np.abs(np.cumsum(drawn) - np.cumsum(shares / shares.sum())).max() < 0.1
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(2))
+    requests = [Request(str(i), "", Sampling(1, 2.0 * i, 0.5, logprobs=True), i) for i in range(2)]
+    ids, logprobs = joined(requests, [1, 1]).draw(logits)
+    assert logprobs is not None
+    assert torch.allclose(logprobs, logits.log_softmax(-1)[[0, 1], ids])
+    assert joined([Request("a", "", Sampling(1, 1.0), 0)], [1]).draw(logits[:1])[1] is None
 
 
 def test_seeds_of_any_size_are_taken() -> None:

@@ -29,7 +29,9 @@ def room_for(model: Any, num_rows: int, error: Exception) -> Iterator[None]:
     """A model that has memory for this many rows in one pass."""
 
     def look(_: Any, args: Any, kwargs: Any) -> None:
-        if len(kwargs["input_ids"]) > num_rows:
+        # All new tokens stand in one row: of prompts one each is kept, of replies there is one each.
+        kept = kwargs.get("logits_to_keep")
+        if (kwargs["input_ids"].shape[1] if kept is None else len(kept)) > num_rows:
             raise error
 
     handle = model.register_forward_pre_hook(look, with_kwargs=True)

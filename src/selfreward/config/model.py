@@ -36,5 +36,8 @@ class EngineConfig(Section):
     """CPU threads for generation and training; 0: as many as the variable OMP_NUM_THREADS says, without it one a core."""
     batch_size: int = Field(default=256, ge=1)
     """Most replies generated at a time."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """For `hf`: most memory, in GiB, that replies in work may take besides the model: keys, values, logits. Fewer than
+    `engine.batch_size` run at a time where that is too many. Unset: only `engine.batch_size` counts."""
     chunk_size: int = Field(default=2048, ge=1)
     """Requests handed to the engine in one piece and committed together; a restart redoes at most one chunk."""

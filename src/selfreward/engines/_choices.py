@@ -9,6 +9,8 @@ probability is multiplied by that of a next token which does not lengthen its la
 tokenizers of whole words, and all choices differ in one token, the pass over what they share is the only one.
 """
 
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -16,8 +18,10 @@ from typing import Any, Self
 import torch
 
 from selfreward.chat import encode_continuations
-from selfreward.engines._replies import Reader
-from selfreward.engines._runner import Job, Runner, cut_batches
+from selfreward.engines._backends import Session
+from selfreward.engines._decoder import Clock, Parts
+from selfreward.engines._memory import Fitting
+from selfreward.engines._tree import Family, Job, Leaf, plan_families
 from selfreward.engines.base import is_same_word
 from selfreward.errors import EngineError
 from selfreward.types import Generation, Request
@@ -49,36 +53,58 @@ class _Plan:
 
 
 class ChoiceScorer:
-    """Scores choices with one model. Its methods belong into `torch.inference_mode`, `pieces` and `generations` excepted."""
+    """Scores choices with one model."""
 
-    def __init__(self, tokenizer: Any, reader: Reader, runner: Runner, context_length: int) -> None:
-        self._tokenizer = tokenizer
-        self._reader = reader
-        self._runner = runner
-        self._context_length = context_length
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self._lengthening: torch.Tensor | None = None
 
-    def pieces(self, requests: Sequence[Request], batch_size: int) -> tuple[list[list[Piece]], list[Generation]]:
-        """Batches of at most `batch_size` choices, longest prompts first; and the replies to requests that do not fit.
+    def pieces(self, requests: Sequence[Request]) -> tuple[list[Piece], list[Generation]]:
+        """One piece a request; and the replies to requests that do not fit.
 
         Raises EngineError when the tokenizer cannot tell the choices of a request apart.
         """
         pieces: list[Piece] = []
         refused: list[Generation] = []
         for request in requests:
-            plan = _plan(self._tokenizer, request)
-            if plan.longest > self._context_length:
+            plan = _plan(self._parts.tokenizer, request)
+            if plan.longest > self._parts.context_length:
                 refused.append(Generation(request.id, "", plan.longest, 0, "error", "too_long"))
-                continue
-            for first in range(0, len(plan.tails), batch_size):
-                tails = plan.tails[first : first + batch_size]
-                pieces.append(Piece(plan.start, (request,) * len(tails), tails, first))
-        pieces.sort(key=lambda piece: -len(piece.ids))
-        return cut_batches(pieces, batch_size), refused
+            else:
+                pieces.append(Piece(plan.start, (request,) * len(plan.tails), plan.tails, 0))
+        return pieces, refused
 
-    def score(self, batch: Sequence[Piece]) -> list[tuple[float, ...]]:
-        """The log-probabilities of each piece's choices. Raises EngineError for a model with broken weights."""
-        tails = [tail for piece in batch for tail in piece.tails]
+    def run(self, pieces: Sequence[Piece], fitting: Fitting, clock: Clock) -> Iterator[Generation]:
+        """Replies to requests with choices. A request's choices may lie in two batches, so all of a family are scored first."""
+        for family in plan_families(pieces):
+            waiting = deque(family.leaves)
+            session: Session | None = None
+            scored: list[tuple[Piece, tuple[float, ...]]] = []
+            while waiting:
+                session = session or self._open(family)
+                batch = _next_batch(waiting, fitting.most)
+                began, read = time.perf_counter(), session.num_read
+                values = fitting.attempt(self.score, session, batch)
+                if values is None:
+                    session = None
+                    waiting.extendleft(reversed(batch))
+                    fitting.halve(sum(leaf.num_rows for leaf in batch), max(len(leaf.job.ids) for leaf in batch))
+                    continue
+                scored += [(_piece(leaf), part) for leaf, part in zip(batch, values, strict=True)]
+                asked = sum(self._num_read(_piece(leaf)) for leaf in batch)
+                seconds = time.perf_counter() - began
+                clock.add(asked_tokens=asked, read_tokens=session.num_read - read, prefill_seconds=seconds)
+            yield from self._generations(scored)
+
+    @torch.inference_mode()
+    def _open(self, family: Family) -> Session:
+        most_new = max(len(tail) for leaf in family.leaves for tail in _piece(leaf).tails) + 1
+        return self._parts.backend.open(family.root, most_new)
+
+    @torch.inference_mode()
+    def score(self, session: Session, batch: Sequence[Leaf]) -> list[tuple[float, ...]]:
+        """The log-probabilities of each leaf's choices. Raises EngineError for a model with broken weights."""
+        tails = [tail for leaf in batch for tail in _piece(leaf).tails]
         last = max(map(len, tails))
         must_end = bool(self._lengthening_tokens(tails[0]).any())
         num_steps = last + must_end
@@ -86,9 +112,9 @@ class ChoiceScorer:
         length_R = torch.tensor([len(tail) for tail in tails])
         total_R = torch.zeros(len(tails), dtype=torch.float64)
         if num_steps == 1:
-            source_R = torch.tensor([number for number, piece in enumerate(batch) for _ in piece.tails])
-            return _cut(batch, total_R + _log_probability(self._runner.read(batch), tail_RT[:, 0], source_R))
-        memory, logits_RV = self._runner.prefill(batch, num_steps - 1)
+            source_R = torch.tensor([number for number, leaf in enumerate(batch) for _ in range(leaf.num_rows)])
+            return _cut(batch, total_R + _log_probability(session.read(batch), tail_RT[:, 0], source_R))
+        logits_RV = session.admit(batch)
         for step in range(num_steps):
             if step < last:
                 gain_R = _log_probability(logits_RV, tail_RT[:, step])
@@ -98,10 +124,11 @@ class ChoiceScorer:
                 total_R += torch.where(length_R == step, end_R, 0.0)
             if step + 1 < num_steps:
                 # Rows that have ended go on with any token; what follows is not looked at.
-                logits_RV = self._runner.step(tail_RT[:, step].to(logits_RV.device), memory)
+                logits_RV = session.step(tail_RT[:, step].to(logits_RV.device))
+        session.take([])
         return _cut(batch, total_R)
 
-    def generations(self, scored: Sequence[tuple[Piece, tuple[float, ...]]]) -> Iterator[Generation]:
+    def _generations(self, scored: Sequence[tuple[Piece, tuple[float, ...]]]) -> Iterator[Generation]:
         """The replies, once all pieces of the requests are scored."""
         by_request: dict[str, list[tuple[Piece, tuple[float, ...]]]] = {}
         for piece, values in scored:
@@ -120,10 +147,12 @@ class ChoiceScorer:
     def _lengthening_tokens(self, tail: Sequence[int]) -> torch.Tensor:
         """Which tokens belong to the word before them, shape V; found once by reading each behind a choice's tokens."""
         if self._lengthening is None:
-            start = self._reader.read(tail)
-            ends = self._reader.stop_ids
+            start = self._parts.reader.read(tail)
+            ends = self._parts.reader.stop_ids
             flags = []
-            for token, text in enumerate(self._reader.read_all([[*tail, token] for token in range(len(self._tokenizer))])):
+            for token, text in enumerate(
+                self._parts.reader.read_all([[*tail, token] for token in range(len(self._parts.tokenizer))])
+            ):
                 behind = text[len(start) :][:1] if text.startswith(start) else ""
                 flags.append(token not in ends and is_same_word(behind))
             self._lengthening = torch.tensor(flags)
@@ -177,7 +206,29 @@ def _checked(logits_RV: torch.Tensor) -> torch.Tensor:
     return logits_RV
 
 
-def _cut(batch: Sequence[Piece], total_R: torch.Tensor) -> list[tuple[float, ...]]:
-    """The rows of each piece."""
+def _cut(batch: Sequence[Leaf], total_R: torch.Tensor) -> list[tuple[float, ...]]:
+    """The rows of each leaf."""
     values = iter(total_R.tolist())
-    return [tuple(next(values) for _ in piece.tails) for piece in batch]
+    return [tuple(next(values) for _ in range(leaf.num_rows)) for leaf in batch]
+
+
+def _piece(leaf: Leaf) -> Piece:
+    assert isinstance(leaf.job, Piece), "choices come in pieces"
+    return leaf.job
+
+
+def _next_batch(waiting: "deque[Leaf]", most: int) -> list[Leaf]:
+    """Take leaves with at most `most` rows together, some of a leaf's rows where it has more than that."""
+    batch: list[Leaf] = []
+    free = most
+    while waiting and free:
+        leaf = waiting[0]
+        if leaf.num_rows > free and (batch or free < most):
+            break
+        waiting.popleft()
+        if leaf.num_rows > free:
+            waiting.appendleft(leaf.rows(free, leaf.num_rows))
+            leaf = leaf.rows(0, free)
+        batch.append(leaf)
+        free -= leaf.num_rows
+    return batch

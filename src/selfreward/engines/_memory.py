@@ -1,81 +1,80 @@
-"""Batches that do not fit into memory are halved until they do, and whoever asks hears of it.
+"""How many rows may run at a time: `engine.batch_size`, less where memory is short.
 
-What a batch held is given back before a smaller one is tried. The next call of an engine begins with the whole batch size
-again: what work meets must not depend on what was done before it, or a resumed chunk would be another chunk.
+`engine.memory_gb` is planned with: what rows keep is known before they begin. A machine that is full all the same shows only
+when something does not fit: what was in work is given back and begins again with half the rows. The next call of an engine
+begins with the whole batch size again: what work meets must not depend on what was done before it, or a resumed chunk would
+be another chunk.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
-from selfreward.engines._runner import AnyJob, cut_batches
 from selfreward.engines.base import Shortage
 from selfreward.errors import EngineError
 
 Result = TypeVar("Result")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`num_bytes`: most that rows in work may keep (None: no limit). `per_token`: keys and values of a token; `per_row`: what
+    a row takes besides, logits above all."""
+
+    num_bytes: float | None
+    per_token: int
+    per_row: int
+
+    def needs(self, num_prompts: int, longest: int, num_rows: int, most_new: int) -> int:
+        """Bytes that prompts, the longest of which has `longest` tokens of its own, and rows of up to `most_new` take."""
+        return (num_prompts * longest + num_rows * most_new) * self.per_token + num_rows * self.per_row
+
+    def allows(self, num_prompts: int, longest: int, num_rows: int, most_new: int) -> bool:
+        """Whether they may be in work at a time."""
+        return self.num_bytes is None or self.needs(num_prompts, longest, num_rows, most_new) <= self.num_bytes
+
+    def refuse(self, longest: int, most_new: int) -> EngineError:
+        """The error for a prompt of which not even one row is allowed."""
+        assert self.num_bytes is not None, "without a limit everything is allowed"
+        return EngineError(
+            f"engine.memory_gb={self.num_bytes / GIB:g} is too little for 1 reply of up to {most_new} tokens to a prompt of "
+            f"{longest}: it takes {self.needs(1, longest, 1, most_new) / GIB:.2g} GiB; raise it, or lower the role's max_tokens"
+        )
 
 
 class Fitting:
-    """Runs the batches of one call. `told` takes a Shortage for each halving."""
+    """The most rows at a time in one call. `told` takes a Shortage for each halving."""
 
     def __init__(self, batch_size: int, told: Callable[[Shortage], None]) -> None:
-        self._wanted = self._most = batch_size
+        self._wanted = self.most = batch_size
         self._told = told
 
-    def run(
-        self, work: Callable[[Sequence[AnyJob]], list[Result]], batch: Sequence[AnyJob]
-    ) -> Iterator[tuple[Sequence[AnyJob], list[Result]]]:
-        """(what ran together, what the work gave for it), until the batch is done.
-
-        Raises EngineError where not even one row fits.
-        """
-        waiting = [batch]
-        while waiting:
-            part = waiting.pop(0)
-            if _num_rows(part) > self._most:
-                waiting[:0] = _split(part, self._most)
-                continue
-            done = self._try(work, part)
-            if done is None:
-                self._halve(part)
-                waiting.insert(0, part)
-            else:
-                yield part, done
-
-    def _try(self, work: Callable[[Sequence[AnyJob]], list[Result]], part: Sequence[AnyJob]) -> list[Result] | None:
+    def attempt(self, work: Callable[..., Result], *arguments: Any) -> Result | None:
         """What the work gives, None where the memory does not suffice. The error is gone on return: its traceback would keep
-        everything that the batch held."""
+        everything that the work held. Call `halve` then, once nothing refers to what was in work."""
         try:
-            return work(part)
+            return work(*arguments)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
         return None
 
-    def _halve(self, part: Sequence[AnyJob]) -> None:
+    def halve(self, num_rows: int, longest: int) -> None:
+        """Half as many rows from now on; `longest` is the longest prompt in work. Raises EngineError below one row."""
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        num_rows, longest = _num_rows(part), max(len(job.ids) for job in part)
-        if num_rows == 1:
+        if num_rows <= 1:
             raise EngineError(
                 f"no memory for 1 reply at a time to a prompt of {longest} tokens (engine.batch_size={self._wanted}); "
                 "lower the max_tokens of the role, use a smaller model or model.dtype, or a machine with more memory"
             )
-        self._most = num_rows // 2
-        self._told(Shortage(num_rows, self._most, longest))
-
-
-def _num_rows(batch: Sequence[AnyJob]) -> int:
-    return sum(len(job.requests) for job in batch)
-
-
-def _split(batch: Sequence[AnyJob], most: int) -> list[list[AnyJob]]:
-    """The batch in pieces of at most `most` rows, in order; a prompt with more rows is read once for each piece of them."""
-    jobs = [job.rows(start, start + most) for job in batch for start in range(0, len(job.requests), most)]
-    return cut_batches(jobs, most)
+        self.most = num_rows // 2
+        self._told(Shortage(num_rows, self.most, longest))
 
 
 def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:

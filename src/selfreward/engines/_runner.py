@@ -1,20 +1,18 @@
-"""Forward passes of a Hugging Face model: prompts into memory, then one token a row at a time.
+"""Forward passes of models whose attention is their own: prompts into memory, then one token a row at a time.
 
-Tensor names end in their shape: B prompts, R rows (replies), T tokens, V vocabulary. This is the seam for faster ways to share
-prompts: nothing outside knows how the memory of a batch looks.
+Only equal prompts are shared, and rows begin together. Tensor names end in their shape: B prompts, R rows (replies), T tokens,
+V vocabulary.
 """
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import DynamicCache
 
 from selfreward.engines._cache import PromptCache, SlotCache, can_use_slots
-from selfreward.errors import ModelError
-from selfreward.types import Request
+from selfreward.engines._tree import Job, Leaf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,23 +22,8 @@ PREFILL_TOKENS = {"cpu": 2048, "cuda": 16384}
 a CPU's caches is faster than one that does not; a GPU needs more to be busy."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One prompt (token ids) and the requests that continue it: one row each."""
-
-    ids: tuple[int, ...]
-    requests: tuple[Request, ...]
-
-    def rows(self, start: int, stop: int) -> Self:
-        """The same prompt with some of its rows."""
-        return replace(self, requests=self.requests[start:stop])
-
-
-AnyJob = TypeVar("AnyJob", bound=Job)
-
-
-class Memory:
-    """What a batch remembers."""
+class _Batch:
+    """What rows that began together remember."""
 
     def __init__(self, cache: Any, padding_R: torch.Tensor, position_R: torch.Tensor) -> None:
         """`padding_R` counts the hidden slots before each row's prompt, `position_R` is where its next token goes."""
@@ -58,39 +41,68 @@ class Memory:
             self.cache.reorder_cache(index_R)
 
 
-class Runner:
+class SlotMemory:
+    """A session (see `_backends`) whose rows all begin together."""
+
+    def __init__(self, runner: "SlotRunner", most_new: int) -> None:
+        self._runner, self._most_new = runner, most_new
+        self._batch: _Batch | None = None
+        self.num_read = 0
+
+    def admit(self, leaves: Sequence[Leaf]) -> torch.Tensor:
+        """See Session; there may be no rows yet."""
+        assert self._batch is None, "rows join a session with slots only when it is empty"
+        self._batch, logits_RV = self._runner.prefill([leaf.job for leaf in leaves], self._most_new)
+        self.num_read += sum(len(leaf.job.ids) for leaf in leaves)
+        return logits_RV
+
+    def step(self, ids_R: torch.Tensor) -> torch.Tensor:
+        """See Session."""
+        assert self._batch is not None, "no rows"
+        return self._runner.step(ids_R, self._batch)
+
+    def take(self, index: Sequence[int]) -> None:
+        """See Session."""
+        assert self._batch is not None, "no rows"
+        if index:
+            self._batch.take(index)
+        else:
+            self._batch = None
+
+    def read(self, leaves: Sequence[Leaf]) -> torch.Tensor:
+        """See Session."""
+        self.num_read += sum(len(leaf.job.ids) for leaf in leaves)
+        return self._runner.read([leaf.job for leaf in leaves])
+
+
+class SlotRunner:
     """Runs one model. All its methods belong into `torch.inference_mode`."""
 
     def __init__(self, model: "PreTrainedModel", pad_token_id: int, context_length: int) -> None:
-        """`context_length`: positions that the model has.
-
-        Raises ModelError for a model without HF's caches (Mamba has its own, for instance).
-        """
+        """`context_length`: positions that the model has."""
         self._model: Any = model
         self._pad = pad_token_id
         self._last_position = context_length - 1
         self._device: torch.device = model.device
         self._arguments = frozenset(inspect.signature(model.forward).parameters)
-        if "past_key_values" not in self._arguments:
-            raise ModelError(f"engine.name=hf needs a model that takes past_key_values; {type(model).__name__} does not")
         self._num_layers = len(DynamicCache(config=model.config).layers)
         self._has_slots = can_use_slots(model.config)
 
-    def prefill(self, jobs: Sequence[Job], max_new: int) -> tuple[Memory, torch.Tensor]:
-        """Run every job's prompt once. Jobs come longest first; at most `max_new` tokens a row follow.
+    def prefill(self, jobs: Sequence[Job], max_new: int) -> tuple[_Batch, torch.Tensor]:
+        """Run every job's prompt once; at most `max_new` tokens a row follow.
 
         Returns the memory of all rows and the logits of their first tokens, shape R, V.
         """
         source_R = self._sources(jobs)
         length_B = torch.tensor([len(job.ids) for job in jobs], device=self._device)
-        num_slots = len(jobs[0].ids)
+        num_slots = max(len(job.ids) for job in jobs)
         padding_R, position_R = (num_slots - length_B)[source_R], length_B[source_R]
         if not self._has_slots:
             # These caches cannot be put together from parts: one pass over all prompts, then one row for each reply.
             cache = DynamicCache(config=self._model.config)
             logits_BV = self._run_prompts(jobs, cache)
             cache.reorder_cache(source_R)
-            return Memory(cache, padding_R, position_R), logits_BV[source_R]
+            return _Batch(cache, padding_R, position_R), logits_BV[source_R]
         slots = SlotCache(self._num_layers, len(source_R), num_slots, max_new)
         logits = []
         first_row = 0
@@ -101,7 +113,7 @@ class Runner:
             slots.admit(prompts, source_R, first_row)
             logits.append(logits_BV[source_R])
             first_row += len(source_R)
-        return Memory(slots, padding_R, position_R), torch.cat(logits)
+        return _Batch(slots, padding_R, position_R), torch.cat(logits)
 
     def read(self, jobs: Sequence[Job]) -> torch.Tensor:
         """Run every job's prompt once and keep no memory of it; the logits of each job's next token, shape B, V."""
@@ -111,7 +123,7 @@ class Runner:
             logits.append(self._run_prompts(part, cache))
         return torch.cat(logits)
 
-    def step(self, ids_R: torch.Tensor, memory: Memory) -> torch.Tensor:
+    def step(self, ids_R: torch.Tensor, memory: _Batch) -> torch.Tensor:
         """Append one token to every row; returns the logits of the next ones, shape R, V."""
         logits_RV = self._run(ids_R[:, None], memory.padding_R, memory.position_R[:, None], memory.cache)
         # Only rows that have ended and wait for compaction come this far; a position beyond the last has no embedding.
@@ -147,24 +159,14 @@ class Runner:
         return torch.tensor([number for number, job in enumerate(jobs) for _ in job.requests], device=self._device)
 
 
-def cut_batches(jobs: Sequence[AnyJob], batch_size: int) -> list[list[AnyJob]]:
-    """Cut jobs into batches of at most `batch_size` rows, in order, no job cut."""
-    batches: list[list[AnyJob]] = []
-    num_rows = batch_size
-    for job in jobs:
-        if num_rows + len(job.requests) > batch_size:
-            batches.append([])
-            num_rows = 0
-        batches[-1].append(job)
-        num_rows += len(job.requests)
-    return batches
-
-
 def _passes(jobs: Sequence[Job], max_tokens: int) -> list[list[Job]]:
-    """Cut jobs, which come longest first, into forward passes of at most `max_tokens` tokens."""
+    """Cut jobs, in order, into forward passes of at most `max_tokens` tokens, padding included."""
     passes: list[list[Job]] = []
+    longest = 0
     for job in jobs:
-        if not passes or (len(passes[-1]) + 1) * len(passes[-1][0].ids) > max_tokens:
+        longest = max(longest, len(job.ids))
+        if not passes or (len(passes[-1]) + 1) * longest > max_tokens:
             passes.append([])
+            longest = len(job.ids)
         passes[-1].append(job)
     return passes

@@ -1,26 +1,27 @@
 """Engine `hf`: any Hugging Face causal language model, on CPU or GPU, through its own forward pass.
 
-Requests with equal prompts share one prefill. Prompts of like length run together; the rows of a batch advance one token at
-a time over memory that is written in place, and rows that have ended leave the batch. A request's tokens depend on its
-prompt, its settings and its seed; its neighbours only move floating-point sums by their rounding. Requests with choices
-are scored apart (`_choices`). A batch that does not fit into memory is halved (`_memory`).
+What prompts share is read once: a beginning that all have (`_tree`), a prompt that several requests continue. Rows advance one
+token at a time; those that have ended leave, waiting ones enter (`_decoder`). A request's tokens depend on its prompt, its
+settings and its seed; its neighbours only move floating-point sums by their rounding, and the same requests in one call give
+the same bits. Requests with choices are scored apart (`_choices`). What does not fit into memory runs in halves (`_memory`).
 """
 
 import gc
 from collections.abc import Iterator, Sequence
-from itertools import chain, takewhile
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from selfreward.chat import encode_continuations, encode_prompt, stop_token_ids
+from selfreward.chat import encode_continuations, stop_token_ids
 from selfreward.config import Config
-from selfreward.engines._choices import ChoiceScorer, Piece
-from selfreward.engines._memory import Fitting
-from selfreward.engines._replies import Reader, Reply
-from selfreward.engines._runner import Job, Runner, cut_batches
-from selfreward.engines._sampling import Sampler
-from selfreward.engines.base import Engine, Shortage, check_requests
+from selfreward.engines._backends import Backend
+from selfreward.engines._choices import ChoiceScorer
+from selfreward.engines._decoder import Clock, Parts, decode_family
+from selfreward.engines._memory import GIB, Budget, Fitting
+from selfreward.engines._replies import Reader
+from selfreward.engines._tree import Job, plan_families
+from selfreward.engines.base import Engine, Shortage, Usage, check_requests
 from selfreward.engines.loading import load_chat_model, pick_device
 from selfreward.errors import EngineError, ModelError
 from selfreward.types import Generation, Request
@@ -28,32 +29,46 @@ from selfreward.types import Generation, Request
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-COMPACT_SHARE = 16
-"""Rows that have ended leave the batch once they are more than one in this many."""
 _NO_LIMIT = 2**31
 """Tokenizers without a length limit say 10^30."""
+_LOGIT_COPIES = 4
+"""How many numbers of 4 bytes a row takes for each token of the vocabulary, while one is drawn."""
 
 
 class HfEngine(Engine):
     """See the module. `model` and `tokenizer` may be looked at from outside; None after closing."""
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> None:
-        """`batch_size` is the most replies generated at a time. Raises ModelError for a model that cannot serve."""
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        batch_size: int,
+        memory_gb: float | None = None,
+    ) -> None:
+        """`batch_size` is the most replies generated at a time; `memory_gb`, in GiB, the most memory for them.
+
+        Raises ModelError for a model that cannot serve.
+        """
         self.model: Any = model
         self.tokenizer: Any = tokenizer
         self._device: torch.device = model.device
         self._batch_size = batch_size
         self._shortages: list[Shortage] = []
+        self._clock = Clock()
         self._context_length = _context_length(model, tokenizer)
-        self._reader: Reader | None = Reader(tokenizer, stop_token_ids(tokenizer))
-        self._runner: Runner | None = Runner(model, tokenizer.pad_token_id or 0, self._context_length)
-        self._scorer: ChoiceScorer | None = ChoiceScorer(tokenizer, self._reader, self._runner, self._context_length)
+        backend = Backend(model, tokenizer.pad_token_id or 0, self._context_length)
+        reader = Reader(tokenizer, stop_token_ids(tokenizer))
+        self._parts: Parts | None = Parts(backend, reader, tokenizer, self._context_length, self._device)
+        self._scorer: ChoiceScorer | None = ChoiceScorer(self._parts)
+        vocabulary = model.get_input_embeddings().num_embeddings
+        num_bytes = None if memory_gb is None else memory_gb * GIB
+        self._budget = Budget(num_bytes, backend.bytes_per_token, 4 * _LOGIT_COPIES * vocabulary)
 
     @classmethod
     def open(cls, path: str, config: Config) -> "HfEngine":
         """Load a model folder as `model.*` and `engine.*` say. Raises ModelError, or ConfigError for a missing GPU."""
         model, tokenizer, _ = load_chat_model(path, config, pick_device(config))
-        return cls(model, tokenizer, config.engine.batch_size)
+        return cls(model, tokenizer, config.engine.batch_size, config.engine.memory_gb)
 
     @property
     def context_length(self) -> int:
@@ -61,36 +76,39 @@ class HfEngine(Engine):
         return self._context_length
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
-        """Answer all requests; the replies of a batch come together when the batch is done. See Engine."""
-        self._parts()
+        """Answer all requests, each as soon as it is done. See Engine."""
+        parts, scorer = self._open_parts()
         check_requests(requests)
         jobs, refused = self._encode([request for request in requests if not request.choices])
-        batches = cut_batches(jobs, self._batch_size)
-        with_choices = [request for request in requests if request.choices]
-        pieces, too_long = self._parts()[2].pieces(with_choices, self._batch_size)
+        pieces, too_long = scorer.pieces([request for request in requests if request.choices])
         fitting = Fitting(self._batch_size, self._shortages.append)
-        return chain(self._answer(batches, refused, fitting), self._score(pieces, too_long, fitting))
+        families = plan_families(jobs)
+        replies = (decode_family(parts, family, self._budget, fitting, self._clock) for family in families)
+        return chain(refused, chain.from_iterable(replies), too_long, scorer.run(pieces, fitting, self._clock))
 
     def take_shortages(self) -> list[Shortage]:
         """Batches that did not fit and were halved since the last call."""
         taken, self._shortages[:] = list(self._shortages), []
         return taken
 
+    def take_usage(self) -> Usage:
+        """Tokens and seconds since the last call."""
+        return self._clock.take()
+
     def close(self) -> None:
         """Drop the model and give its memory back."""
-        self.model = self.tokenizer = self._reader = self._runner = self._scorer = None
+        self.model = self.tokenizer = self._parts = self._scorer = None
         gc.collect()  # a model is full of reference cycles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _parts(self) -> tuple[Runner, Reader, ChoiceScorer]:
-        if self._runner is None or self._reader is None or self._scorer is None:
+    def _open_parts(self) -> tuple[Parts, ChoiceScorer]:
+        if self._parts is None or self._scorer is None:
             raise EngineError("the engine is closed; open another one")
-        return self._runner, self._reader, self._scorer
+        return self._parts, self._scorer
 
     def _encode(self, requests: Sequence[Request]) -> tuple[list[Job], list[Generation]]:
-        """Jobs, longest prompt first, each with one prompt and at most a batch full of requests; and the replies to
-        requests whose prompts leave no room."""
+        """Jobs, each with one prompt; and the replies to requests whose prompts leave no room."""
         same_prompt: dict[Any, list[Request]] = {}
         for request in requests:
             same_prompt.setdefault((request.prompt, request.reply_prefix), []).append(request)
@@ -102,76 +120,9 @@ class HfEngine(Engine):
                 raise EngineError(f"the prompt of request {group[0].id!r} has no tokens; there is nothing to continue")
             if len(ids) >= self._context_length:
                 refused += [Generation(request.id, "", len(ids), 0, "error", "too_long") for request in group]
-                continue
-            for start in range(0, len(group), self._batch_size):
-                jobs.append(Job(tuple(ids), tuple(group[start : start + self._batch_size])))
-        jobs.sort(key=lambda job: -len(job.ids))
+            else:
+                jobs.append(Job(tuple(ids), tuple(group)))
         return jobs, refused
-
-    def _answer(
-        self, batches: Sequence[Sequence[Job]], refused: Sequence[Generation], fitting: Fitting
-    ) -> Iterator[Generation]:
-        yield from refused
-        for batch in batches:
-            for _, replies in fitting.run(self._run_batch, batch):
-                yield from replies
-
-    def _score(
-        self, batches: Sequence[Sequence[Piece]], refused: Sequence[Generation], fitting: Fitting
-    ) -> Iterator[Generation]:
-        """Replies to requests with choices. A request's choices may lie in two batches, so all are scored first."""
-        yield from refused
-        scored: list[tuple[Piece, tuple[float, ...]]] = []
-        for batch in batches:
-            for part, values in fitting.run(self._score_batch, batch):
-                scored += zip(part, values, strict=True)
-        yield from self._parts()[2].generations(scored)
-
-    @torch.inference_mode()
-    def _score_batch(self, batch: Sequence[Piece]) -> list[tuple[float, ...]]:
-        return self._parts()[2].score(batch)
-
-    @torch.inference_mode()
-    def _run_batch(self, jobs: Sequence[Job]) -> list[Generation]:
-        """Prefill the jobs' prompts, then decode all their rows to the end."""
-        runner, reader, _ = self._parts()
-        rows = [self._row(job, request, reader) for job in jobs for request in job.requests]
-        replies = tuple(rows)
-        max_new = max(row.limit for row in rows)
-        sampler = Sampler([row.request for row in rows], [row.limit for row in rows], self._device)
-        memory, logits_RV = runner.prefill(jobs, max_new)
-        for step in range(max_new):
-            ids_R = sampler.draw(logits_RV, step)
-            for row, token in zip(rows, ids_R.tolist(), strict=True):
-                if not row.is_done:
-                    row.add(token)
-            num_done = sum(row.is_done for row in rows)
-            if num_done == len(rows):
-                break
-            if num_done * COMPACT_SHARE > len(rows):
-                index = _compaction([row.is_done for row in rows])
-                rows = [rows[old] for old in index]
-                ids_R = ids_R[torch.tensor(index, device=self._device)]
-                sampler.take(index)
-                memory.take(index)
-            logits_RV = runner.step(ids_R, memory)
-        return [reply.generation() for reply in replies]
-
-    def _row(self, job: Job, request: Request, reader: Reader) -> Reply:
-        """A reply that has not begun yet."""
-        limit = min(request.sampling.max_tokens, self._context_length - len(job.ids))
-        if not request.reply_prefix:
-            return Reply(request, len(job.ids), limit, reader)
-        prompt_ids = encode_prompt(self.tokenizer, request.prompt)
-        num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, job.ids, strict=False)))
-        return Reply(request, len(job.ids), limit, reader, job.ids[num_shared:])
-
-
-def _compaction(is_done: Sequence[bool]) -> list[int]:
-    """Old numbers of the rows to keep: they stay where they are, only rows from the end move into the gaps."""
-    num_left = len(is_done) - sum(is_done)
-    from_the_end = iter([row for row in range(num_left, len(is_done)) if not is_done[row]])
-    return [next(from_the_end) if is_done[row] else row for row in range(num_left)]
 
 
 def _context_length(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:

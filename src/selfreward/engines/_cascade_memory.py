@@ -1,0 +1,390 @@
+"""Keys and values of sequences that share beginnings, in stores that are made once and written in place.
+
+A family has one root, which all its sequences begin with; each prompt has a slot with what follows the root, and each row
+(reply) continues one prompt with tokens of its own. Prompts and rows come and go at any time: those that are there always
+stand at the front of their store, so that no step touches others.
+
+Tensor names end in their shape: N new tokens, P prompts, R rows, K key-value heads, L tokens of a store, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from selfreward.engines._cascade import Grid, Part, Pass, Rule, active, look
+from selfreward.engines._tree import Leaf
+
+FIRST_SLOTS = 64
+"""Places for new tokens of a row at first; doubled when they are full, so that a high max_tokens costs nothing until used."""
+
+
+class Store:
+    """Keys and values of every layer, shape items, K, places, D; made when a layer's first ones come."""
+
+    def __init__(self, num_layers: int, num_items: int, num_places: int) -> None:
+        self.num_items, self.num_places = num_items, num_places
+        self._keys: list[torch.Tensor | None] = [None] * num_layers
+        self._values: list[torch.Tensor | None] = [None] * num_layers
+
+    @property
+    def bytes_per_place(self) -> int:
+        """Bytes of one place of one item, in all layers."""
+        return sum(
+            store.shape[1] * store.shape[3] * store.element_size()
+            for store in (*self._keys, *self._values)
+            if store is not None
+        )
+
+    def write(self, layer: int, place: Any, k_NKD: torch.Tensor, v_NKD: torch.Tensor) -> None:
+        """Put new keys and values at `place`: an index of this shape's first and third axis."""
+        for side, states in ((self._keys, k_NKD), (self._values, v_NKD)):
+            store = side[layer]
+            if store is None:
+                # Places that hold nothing yet may enter a sum with weight 0, and 0 times what lay in memory may be NaN.
+                store = side[layer] = states.new_zeros(self.num_items, states.shape[1], self.num_places, states.shape[2])
+            store[place[0], :, place[1]] = states
+
+    def read(self, layer: int, items: slice, num_places: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values of some items, without a copy."""
+        keys, values = self._keys[layer], self._values[layer]
+        assert keys is not None, "nothing is stored yet"
+        assert values is not None, "nothing is stored yet"
+        return keys[items, :, :num_places], values[items, :, :num_places]
+
+    def resize(self, num_items: int, num_places: int, used: tuple[int, int]) -> None:
+        """Make room; the first `used` items and places are kept."""
+        for side in (self._keys, self._values):
+            for layer, old in enumerate(side):
+                if old is not None:
+                    new = old.new_zeros(num_items, old.shape[1], num_places, old.shape[3])
+                    new[: used[0], :, : used[1]] = old[: used[0], :, : used[1]]
+                    side[layer] = new
+        self.num_items, self.num_places = num_items, num_places
+
+    def move(self, moves: Sequence[tuple[int, int]], num_places: int) -> None:
+        """Item `to` becomes a copy of item `come_from` for each (to, come_from)."""
+        if not moves:
+            return
+        to, come_from = (list(side) for side in zip(*moves, strict=True))
+        for side in (self._keys, self._values):
+            for store in side:
+                if store is not None:
+                    store[to, :, :num_places] = store[come_from, :, :num_places]
+
+    def copy_from(self, other: "Store", items: slice, sources: torch.Tensor) -> None:
+        """The first places of these items become all places of the other store's items `sources`."""
+        for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
+            for layer, states in enumerate(theirs):
+                assert states is not None, "a store that was read has every layer"
+                store = mine[layer]
+                if store is None:
+                    store = mine[layer] = states.new_zeros(self.num_items, states.shape[1], self.num_places, states.shape[3])
+                store[items, :, : other.num_places] = states[sources]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What memory needs to know of a model. `last_position`: the last one that it has."""
+
+    model: Any
+    num_layers: int
+    last_position: int
+    arguments: frozenset[str]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        device: torch.device = self.model.device
+        return device
+
+    def run(self, work: Pass, ids_N: torch.Tensor, positions_N: torch.Tensor, keep_N: torch.Tensor | None) -> torch.Tensor:
+        """One pass over new tokens in one row; logits of those numbered `keep_N` (None: all), shape len(keep_N), V."""
+        # Models without position embeddings take no position_ids; few old ones compute the logits of all positions.
+        optional = {"position_ids": positions_N[None]}
+        if keep_N is not None:
+            optional["logits_to_keep"] = keep_N
+        with active(work, self.model.config):
+            output = self.model(
+                input_ids=ids_N[None],
+                use_cache=False,
+                **{name: value for name, value in optional.items() if name in self.arguments},
+            )
+        logits_NV: torch.Tensor = output.logits[0]
+        return logits_NV if keep_N is None or "logits_to_keep" in self.arguments else logits_NV[keep_N]
+
+
+class Root:
+    """What all sequences begin with; `length` is 0 while there is nothing."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._store: Store | None = None
+
+    def fill(self, store: Store, length: int) -> None:
+        """Item 0 of this store is the root."""
+        self._store, self.length = store, length
+
+    def parts(self, layer: int, positions_N: torch.Tensor, rule: Rule) -> list[Part]:
+        """The root as all new tokens see it; a sliding window may have passed some of it."""
+        if self._store is None:
+            return []
+        keys, values = self._store.read(layer, slice(0, 1), self.length)
+        if rule.window is None:
+            return [Part(keys, values)]
+        place_L = torch.arange(self.length, device=positions_N.device)
+        return [Part(keys, values, None, (positions_N[:, None] - place_L < rule.window)[None])]
+
+
+class Reading:
+    """A pass over the tokens of some sequences, each after what its item of the store holds and after the root."""
+
+    def __init__(self, root: "Root", store: Store, first: int, spans: Sequence[tuple[int, int]], device: torch.device) -> None:
+        """Sequence i is item `first + i`; `spans[i]` are the places that its new tokens take, (from, to)."""
+        self._root, self._store = root, store
+        self._items = slice(first, first + len(spans))
+        self._num_places = max(end for _, end in spans)
+        sizes = [end - start for start, end in spans]
+        width = max(sizes)
+        start_G = torch.tensor([start for start, _ in spans])
+        item_N = torch.repeat_interleave(torch.tensor(sizes))
+        lane_N = torch.cat([torch.arange(size) for size in sizes])
+        place_N = (start_G[item_N] + lane_N).to(device)
+        self._place = ((item_N + first).to(device), place_N)
+        self._grid = Grid(None if min(sizes) == width else (item_N * width + lane_N).to(device), len(sizes), width)
+        self._query_GW = (start_G[:, None] + torch.arange(width)).to(device)
+        self._key_L = torch.arange(self._num_places, device=device)
+        self._seen = self._key_L <= self._query_GW[..., None]
+        self.positions_N = place_N + root.length
+
+    def attend(self, layer: int, q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, rule: Rule) -> torch.Tensor:
+        """See Pass."""
+        self._store.write(layer, self._place, k_NKD, v_NKD)
+        rule, is_cut = _reach(rule, self._root.length + self._num_places)
+        seen = self._seen
+        if is_cut:
+            assert rule.window is not None
+            seen = seen & (self._query_GW[..., None] - self._key_L < rule.window)
+        parts = [Part(*self._store.read(layer, self._items, self._num_places), self._grid, seen)]
+        return look(q_NHD, [*self._root.parts(layer, self.positions_N, rule), *parts], rule)
+
+
+def _reach(rule: Rule, num_positions: int) -> tuple[Rule, bool]:
+    """The rule without a window that is wider than all positions; and whether one is left."""
+    if rule.window is None or num_positions <= rule.window:
+        return Rule(rule.scale, rule.softcap, None), False
+    return rule, True
+
+
+class Memory:
+    """Root, prompts and rows of one family, and the passes that fill them."""
+
+    def __init__(self, model: Model, root: Sequence[int], most_tokens: int, most_new: int) -> None:
+        """Read the root. `most_tokens`: most tokens, of whole prompts, in one pass while reading. `most_new`: most tokens of
+        a row."""
+        self._model, self._most_tokens, self._most_new = model, most_tokens, most_new
+        self.num_read = 0
+        self._root = Root()
+        if root:
+            store = Store(model.num_layers, 1, len(root))
+            self._read(store, 0, [root], [0])
+            self._root.fill(store, len(root))
+        self._prompts = Store(model.num_layers, 0, 0)
+        self._own = Store(model.num_layers, 0, 0)
+        self._lengths: list[int] = []  # of prompts, behind the root
+        self._prompt_of: list[int] = []  # of rows
+        self._times: list[int] = []  # tokens of rows
+        self._layout: _Layout | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows there are."""
+        return len(self._prompt_of)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What the keys and values of one token take in all layers, once a prompt was admitted."""
+        return self._prompts.bytes_per_place
+
+    def admit(self, leaves: Sequence[Leaf]) -> torch.Tensor:
+        """Read prompts and add a row for each of their requests; logits of the rows' first tokens, shape new rows, V."""
+        logits_BV = self.read(leaves, keep=True)
+        sizes = [len(leaf.job.requests) for leaf in leaves]
+        first = len(self._lengths)
+        self._lengths += [len(leaf.job.ids) - self._root.length for leaf in leaves]
+        self._prompt_of += [first + number for number, size in enumerate(sizes) for _ in range(size)]
+        self._times += [0] * sum(sizes)
+        self._layout = None
+        return logits_BV.repeat_interleave(torch.tensor(sizes, device=logits_BV.device), dim=0)
+
+    def read(self, leaves: Sequence[Leaf], keep: bool = False) -> torch.Tensor:
+        """Read prompts, those with a common stem after it; logits of their next tokens, shape B, V. `keep`: into slots."""
+        bodies = [leaf.job.ids[self._root.length :] for leaf in leaves]
+        longest = max(map(len, bodies))
+        if keep:
+            store, first = self._prompts, len(self._lengths)
+            if first + len(leaves) > store.num_items or longest > store.num_places:
+                size = max(first + len(leaves), store.num_items), max(longest, store.num_places)
+                store.resize(*size, (first, max(self._lengths, default=0)))
+        else:
+            store, first = Store(self._model.num_layers, len(leaves), longest), 0
+        return self._read(store, first, bodies, self._read_stems(store, first, leaves))
+
+    def step(self, ids_R: torch.Tensor) -> torch.Tensor:
+        """Append one token to every row; logits of the next ones, shape R, V."""
+        if self._layout is None:
+            self._layout = _Layout(self._prompt_of, self._lengths, self._root.length, self._model.device)
+        # Rows that have ended and wait to be taken out stay at their last place and position.
+        place = [min(time, self._most_new - 1) for time in self._times]
+        self._make_room_for(max(place) + 1)
+        work = _Step(self._layout, self._root, self._prompts, self._own, place)
+        positions_R = work.positions_R.clamp_(max=self._model.last_position)
+        logits_RV = self._model.run(work, ids_R, positions_R, None)
+        self._times = [time + 1 for time in self._times]
+        return logits_RV
+
+    def take(self, index: Sequence[int]) -> None:
+        """Keep `len(index)` rows: new row i is old row `index[i]`. Prompts without rows leave."""
+        # Rows without a token of their own may lie behind the store's end: they have nothing to move.
+        moves = [(row, old) for row, old in enumerate(index) if row != old and self._times[old]]
+        self._own.move(moves, min(max(self._times, default=0), self._most_new))
+        self._prompt_of = [self._prompt_of[old] for old in index]
+        self._times = [self._times[old] for old in index]
+        used = set(self._prompt_of)
+        number = {prompt: prompt for prompt in used if prompt < len(used)}
+        gaps = iter([prompt for prompt in range(len(used)) if prompt not in used])
+        filled = [(next(gaps), prompt) for prompt in sorted(used) if prompt >= len(used)]
+        if filled:
+            self._prompts.move(filled, max(self._lengths))
+            number |= {old: new for new, old in filled}
+        lengths = {number[prompt]: self._lengths[prompt] for prompt in used}
+        self._lengths = [lengths[prompt] for prompt in range(len(used))]
+        self._prompt_of = [number[prompt] for prompt in self._prompt_of]
+        self._layout = None
+
+    def _make_room_for(self, num_places: int) -> None:
+        """Places for the rows' own tokens."""
+        own = self._own
+        if num_places > own.num_places or self.num_rows > own.num_items:
+            wanted = num_places if num_places <= own.num_places else max(num_places, FIRST_SLOTS, 2 * own.num_places)
+            used = (min(own.num_items, self.num_rows), own.num_places)
+            own.resize(max(own.num_items, self.num_rows), max(min(wanted, self._most_new), own.num_places), used)
+
+    def _read_stems(self, store: Store, first: int, leaves: Sequence[Leaf]) -> list[int]:
+        """Read each stem of several of these leaves once and copy it into their items; how much of each leaf is read."""
+        members: dict[int, list[int]] = {}
+        for place, leaf in enumerate(leaves):
+            members.setdefault(leaf.stem, []).append(place)
+        shared = [places for places in members.values() if len(places) > 1 and leaves[places[0]].num_stem > self._root.length]
+        done = [0] * len(leaves)
+        if not shared:
+            return done
+        stems = [leaves[places[0]].job.ids[self._root.length : leaves[places[0]].num_stem] for places in shared]
+        stem_store = Store(self._model.num_layers, len(stems), max(map(len, stems)))
+        self._read(stem_store, 0, stems, [0] * len(stems))
+        for number, places in enumerate(shared):
+            for place in places:
+                done[place] = len(stems[number])
+        source = {place: number for number, places in enumerate(shared) for place in places}
+        sources = torch.tensor([source.get(place, 0) for place in range(len(leaves))], device=self._model.device)
+        # Who has no stem copies one too, and writes over it.
+        store.copy_from(stem_store, slice(first, first + len(leaves)), sources)
+        return done
+
+    def _read(self, store: Store, first: int, bodies: Sequence[Sequence[int]], done: Sequence[int]) -> torch.Tensor:
+        """Read what is not done of each body into item `first + i`, in passes; logits of the last tokens, shape B, V."""
+        logits, device = [], self._model.device
+        for begin, end in _passes([len(body) - start for body, start in zip(bodies, done, strict=True)], self._most_tokens):
+            spans = [(done[i], len(bodies[i])) for i in range(begin, end)]
+            for part in _chunks(spans, self._most_tokens):
+                work = Reading(self._root, store, first + begin, part, device)
+                ids = [token for i, span in enumerate(part) for token in bodies[begin + i][slice(*span)]]
+                last_B = torch.tensor(list(accumulate(stop - start for start, stop in part)), device=device) - 1
+                out = self._model.run(work, torch.tensor(ids, device=device), work.positions_N, last_B)
+                self.num_read += len(ids)
+            logits.append(out)
+        return torch.cat(logits)
+
+
+class _Layout:
+    """How rows stand to their prompts; stays the same from step to step while no row comes or goes."""
+
+    def __init__(self, prompt_of: Sequence[int], lengths: Sequence[int], num_root: int, device: torch.device) -> None:
+        """Row r continues prompt `prompt_of[r]`; `lengths` are the prompts', behind the root."""
+        lanes = [0] * len(lengths)
+        lane_of = []
+        for prompt in prompt_of:
+            lane_of.append(lanes[prompt])
+            lanes[prompt] += 1
+        width = max(lanes)
+        places = [prompt * width + lane for prompt, lane in zip(prompt_of, lane_of, strict=True)]
+        self.grid = Grid.of(places, len(lengths), width, device)
+        self.num_rows, self.longest = len(prompt_of), max(lengths)
+        length_P = torch.tensor(lengths, device=device)
+        key_L = torch.arange(self.longest, device=device)
+        self.key_positions_L = key_L + num_root
+        self.seen_prompt = (key_L < length_P[:, None])[:, None] if min(lengths) < self.longest else None
+        self.start_R = (length_P + num_root)[torch.tensor(prompt_of, device=device)]
+
+
+class _Step:
+    """A pass over one new token a row."""
+
+    def __init__(self, layout: _Layout, root: Root, prompts: Store, own: Store, place: Sequence[int]) -> None:
+        """Row r's token goes to its place `place[r]`."""
+        self._layout, self._root, self._prompts, self._own = layout, root, prompts, own
+        device = layout.start_R.device
+        self._num_places = max(place) + 1
+        self._rows = slice(0, layout.num_rows)
+        self._place_R = torch.tensor(place, device=device)
+        is_even = min(place) == max(place)
+        # One place for all rows is a slice; others need an index.
+        self._place: Any = (self._rows, place[0]) if is_even else (torch.arange(len(place), device=device), self._place_R)
+        self._key_L = torch.arange(self._num_places, device=device)
+        self._seen = None if is_even else (self._key_L <= self._place_R[:, None])[:, None]
+        self.positions_R = layout.start_R + self._place_R
+
+    def attend(self, layer: int, q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, rule: Rule) -> torch.Tensor:
+        """See Pass."""
+        layout = self._layout
+        self._own.write(layer, self._place, k_NKD, v_NKD)
+        rule, is_cut = _reach(rule, self._root.length + layout.longest + self._num_places)
+        seen_prompt, seen_own = self._through(rule.window) if is_cut else (layout.seen_prompt, self._seen)
+        prompts = self._prompts.read(layer, slice(0, layout.grid.num_groups), layout.longest)
+        own = self._own.read(layer, self._rows, self._num_places)
+        parts = [Part(*prompts, layout.grid, seen_prompt), Part(*own, Grid(None, layout.num_rows, 1), seen_own)]
+        return look(q_NHD, [*self._root.parts(layer, self.positions_R, rule), *parts], rule)
+
+    def _through(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What of prompts and own tokens a sliding window still shows each row."""
+        assert window is not None
+        layout = self._layout
+        position_GW = layout.grid.lay_out(self.positions_R[:, None, None])[..., 0, 0]
+        seen_prompt = position_GW[..., None] - layout.key_positions_L < window
+        seen_own = (self._place_R[:, None] - self._key_L < window)[:, None]
+        if layout.seen_prompt is not None:
+            seen_prompt = seen_prompt & layout.seen_prompt
+        return seen_prompt, seen_own if self._seen is None else seen_own & self._seen
+
+
+def _passes(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Cut sequences into passes of at most `most` tokens, a longer one alone: (first, behind the last) of each."""
+    passes: list[tuple[int, int]] = []
+    num_tokens = most
+    for number, size in enumerate(sizes):
+        if num_tokens + size > most:
+            passes.append((number, number))
+            num_tokens = 0
+        passes[-1] = (passes[-1][0], number + 1)
+        num_tokens += size
+    return passes
+
+
+def _chunks(spans: Sequence[tuple[int, int]], most: int) -> list[list[tuple[int, int]]]:
+    """A pass as it is; a single sequence that is too long for one in pieces."""
+    start, end = spans[0]
+    if len(spans) > 1 or end - start <= most:
+        return [list(spans)]
+    return [[(piece, min(piece + most, end))] for piece in range(start, end, most)]

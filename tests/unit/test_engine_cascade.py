@@ -1,0 +1,169 @@
+"""Memory that shares beginnings: what is read, who enters when, and that nobody's tokens change by it."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_engine_hf import ARCHITECTURES, GREEDY, WORDS, answers, chat, generated_by_hf, text_of, tiny_model, watched
+
+from selfreward.chat import encode_prompt
+from selfreward.engines._cascade import Part, Rule, look
+from selfreward.engines.hf import HfEngine
+from selfreward.errors import EngineError
+from selfreward.types import Generation, Message, Request, Sampling
+
+RUBRIC = " ".join(WORDS * 3)
+SHARING = ("llama", "qwen2", "gpt2", "mistral", "gemma3_text")
+
+
+def judge_prompts(instructions: int, candidates: int) -> list[tuple[Message, ...]]:
+    """A rubric that all share, instructions that some share, responses of several lengths."""
+    return [
+        chat(f"{RUBRIC} {' '.join(WORDS[i : i + 6])} : {' '.join(WORDS[j : j + 1 + (3 * i + j) % 5])}")
+        for i in range(instructions)
+        for j in range(candidates)
+    ]
+
+
+def ragged(prompts: list[tuple[Message, ...]], rows: int = 2) -> list[Request]:
+    """Replies of many lengths, so that rows leave and enter all the time."""
+    return [
+        Request(f"{p}/{n}", prompt, Sampling(2 + (7 * p + 5 * n) % 23, 1.0, 0.95, ignore_eos=True), 100 * p + n)
+        for p, prompt in enumerate(prompts)
+        for n in range(rows)
+    ]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def engine(request: Any, tiny_tokenizer: Any) -> HfEngine:
+    return HfEngine(tiny_model(request.param, tiny_tokenizer), tiny_tokenizer, batch_size=64)
+
+
+def test_families_that_can_share_do(engine: HfEngine) -> None:
+    problem = engine._parts.backend.problem
+    assert (problem is None) == (engine.model.config.model_type in SHARING), problem
+
+
+def test_shared_beginnings_change_no_greedy_reply(engine: HfEngine) -> None:
+    prompts = judge_prompts(3, 4)
+    replies = answers(engine, [Request(str(i), prompt, GREEDY, i) for i, prompt in enumerate(prompts)])
+    for index, prompt in enumerate(prompts):
+        assert replies[str(index)].text == text_of(engine, generated_by_hf(engine, prompt, GREEDY.max_tokens))
+
+
+def test_rows_that_enter_later_say_what_they_would_have_said_alone(engine: HfEngine) -> None:
+    requests = ragged(judge_prompts(4, 3))
+    small = HfEngine(engine.model, engine.tokenizer, batch_size=7)
+    assert answers(small, requests) == answers(engine, requests)
+    alone = {request.id: answers(engine, [request])[request.id] for request in requests[::5]}
+    assert {name: answers(small, requests)[name] for name in alone} == alone
+
+
+def test_what_is_shared_is_read_once(tiny_tokenizer: Any) -> None:
+    engine = HfEngine(tiny_model("llama", tiny_tokenizer), tiny_tokenizer, batch_size=64)
+    prompts = judge_prompts(3, 4)
+    engine.take_usage()
+    replies = answers(engine, [Request(f"{i}/{n}", p, GREEDY, n) for i, p in enumerate(prompts) for n in range(3)])
+    usage, encoded = engine.take_usage(), [tuple(encode_prompt(tiny_tokenizer, prompt)) for prompt in prompts]
+    beginnings = {ids[: size + 1] for ids in encoded for size in range(len(ids))}
+    assert usage.asked_tokens == 3 * sum(map(len, encoded))
+    # A tree would read each beginning once; a root and one layer of stems read a little more.
+    assert len(beginnings) <= usage.read_tokens < 1.3 * len(beginnings) < usage.asked_tokens / 5
+    assert usage.generated_tokens == sum(reply.num_tokens or 0 for reply in replies.values())
+    assert usage.prefill_seconds > 0
+    assert usage.decode_seconds > 0
+    assert engine.take_usage().asked_tokens == 0, "told once"
+
+
+def test_waiting_rows_enter_while_others_go_on(tiny_tokenizer: Any) -> None:
+    engine = HfEngine(tiny_model("llama", tiny_tokenizer), tiny_tokenizer, batch_size=8)
+    requests = ragged(judge_prompts(6, 4))
+    with watched(engine.model) as passes:
+        order = [reply.request_id for reply in engine.generate(requests)]
+    steps = [rows for rows, width in passes if width == 1]
+    wanted = sum(request.sampling.max_tokens - 1 for request in requests)
+    assert max(steps) == 8
+    assert wanted / (8 * len(steps)) > 0.8, "places do not stay empty while requests wait"
+    assert order != [request.id for request in requests], "replies come as they end"
+
+
+def test_a_memory_budget_decides_how_many_run(tiny_tokenizer: Any) -> None:
+    model = tiny_model("llama", tiny_tokenizer)
+    requests = ragged(judge_prompts(4, 3), rows=3)
+    free = HfEngine(model, tiny_tokenizer, batch_size=64)
+    calm = answers(free, requests)
+    per_row = 4 * 4 * model.get_input_embeddings().num_embeddings
+    small = HfEngine(model, tiny_tokenizer, 64, memory_gb=6 * (per_row + 60 * free._parts.backend.bytes_per_token) / 2**30)
+    with watched(model) as passes:
+        assert answers(small, requests) == calm
+    most = max(rows for rows, width in passes if width == 1)
+    assert 3 <= most <= 12 < len(requests)
+    with pytest.raises(EngineError, match=r"engine\.memory_gb=1e-06 is too little for 1 reply of up to \d+ tokens"):
+        answers(HfEngine(model, tiny_tokenizer, 64, memory_gb=1e-6), requests)
+
+
+def test_long_prompts_are_read_in_pieces(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("mistral", tiny_tokenizer)
+    engine = HfEngine(model, tiny_tokenizer, batch_size=8)
+    requests = [Request(str(i), prompt, GREEDY, i) for i, prompt in enumerate(judge_prompts(2, 3))]
+    whole = answers(engine, requests)
+    monkeypatch.setattr(engine._parts.backend, "_most_tokens", 16)
+    with watched(model) as passes:
+        assert answers(engine, requests) == whole
+    assert max(width for _, width in passes) <= 16
+
+
+def test_a_reply_may_go_on_past_its_end_and_tell_how_probable_it_was(tiny_tokenizer: Any) -> None:
+    engine = HfEngine(tiny_model("llama", tiny_tokenizer), tiny_tokenizer, batch_size=8)
+    prompt = judge_prompts(1, 1)[0]
+    request = Request("a", prompt, Sampling(9, 1.0, 0.9, ignore_eos=True, logprobs=True), 5)
+    reply = answers(engine, [request, Request("b", prompt, Sampling(9, 1.0, 0.9), 5)])["a"]
+    assert (reply.num_tokens, reply.finish_reason) == (9, "length")
+    assert reply.token_logprobs is not None
+    assert len(reply.token_logprobs) == 9
+    assert answers(engine, [Request("b", prompt, Sampling(9, 1.0, 0.9), 5)])["b"].token_logprobs is None
+    # Greedy ones are the model's own highest.
+    greedy = answers(engine, [Request("c", prompt, Sampling(3, 0, logprobs=True), 0)])["c"]
+    ids = encode_prompt(tiny_tokenizer, prompt)
+    with torch.no_grad():
+        first = engine.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1).max().item()
+    assert greedy.token_logprobs is not None
+    assert greedy.token_logprobs[0] == pytest.approx(first, abs=1e-4)
+
+
+def test_half_precision_serves_too(tiny_tokenizer: Any) -> None:
+    model = tiny_model("llama", tiny_tokenizer).to(torch.bfloat16)
+    engine = HfEngine(model, tiny_tokenizer, batch_size=16)
+    assert engine._parts.backend.problem is None
+    replies: dict[str, Generation] = answers(engine, ragged(judge_prompts(2, 2)))
+    assert all(reply.num_tokens for reply in replies.values())
+
+
+def test_a_model_whose_attention_cannot_be_parted_is_told(tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    engine = HfEngine(tiny_model("bloom", tiny_tokenizer), tiny_tokenizer, batch_size=4)
+    assert engine._parts.backend.problem
+    assert "prompts of one call share nothing but equal prompts" in caplog.text
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("queries", [1, 40])
+def test_parts_together_are_the_whole(softcap: float | None, queries: int) -> None:
+    """Attention over two parts against one softmax over all keys, worked out here; for few queries and for many."""
+    generator = torch.Generator().manual_seed(queries)
+    q, keys, values = (torch.randn(*shape, generator=generator) for shape in ((queries, 4, 8), (1, 2, 20, 8), (1, 2, 20, 8)))
+    seen = torch.rand(1, queries, 15, generator=generator) > 0.4
+    rule = Rule(8**-0.5, softcap, None)
+    found = look(q, [Part(keys[:, :, :5], values[:, :, :5]), Part(keys[:, :, 5:], values[:, :, 5:], None, seen)], rule)
+    for query in range(queries):
+        for head in range(4):
+            weights, total = [], 0.0
+            for place in range(20):
+                if place >= 5 and not seen[0, query, place - 5]:
+                    weights.append(0.0)
+                    continue
+                product = float(q[query, head] @ keys[0, head // 2, place]) * rule.scale
+                weights.append(math.exp(product if softcap is None else softcap * math.tanh(product / softcap)))
+                total += weights[-1]
+            expected = sum(weight / total * values[0, head // 2, place] for place, weight in enumerate(weights))
+            assert torch.allclose(found[query, head], expected, atol=1e-5)
