@@ -8,7 +8,7 @@ import torch
 from test_engine_hf import ARCHITECTURES, GREEDY, WORDS, answers, chat, generated_by_hf, text_of, tiny_model, watched
 
 from selfreward.chat import encode_prompt
-from selfreward.engines._cascade import Part, Rule, look
+from selfreward.engines._cascade import Part, Rule, as_bias, look
 from selfreward.engines.hf import HfEngine
 from selfreward.errors import EngineError
 from selfreward.types import Generation, Message, Request, Sampling
@@ -154,7 +154,7 @@ def test_parts_together_are_the_whole(softcap: float | None, queries: int) -> No
     q, keys, values = (torch.randn(*shape, generator=generator) for shape in ((queries, 4, 8), (1, 2, 20, 8), (1, 2, 20, 8)))
     seen = torch.rand(1, queries, 15, generator=generator) > 0.4
     rule = Rule(8**-0.5, softcap, None)
-    found = look(q, [Part(keys[:, :, :5], values[:, :, :5]), Part(keys[:, :, 5:], values[:, :, 5:], None, seen)], rule)
+    found = look(q, [Part(keys[:, :, :5], values[:, :, :5]), Part(keys[:, :, 5:], values[:, :, 5:], None, as_bias(seen))], rule)
     for query in range(queries):
         for head in range(4):
             weights, total = [], 0.0

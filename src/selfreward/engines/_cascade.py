@@ -9,6 +9,7 @@ row, without padding. Tensor names end in their shape: N new tokens, G groups of
 key-value heads, L keys, D head size.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,9 @@ _FLASH_QUERIES = 16
 """From this many queries a group on PyTorch's fused CPU kernel beats plain matrix products."""
 _LOWEST = -1e30
 """Stands for the logarithm of 0 where a difference of two such must not be NaN."""
+_LEAST = 1e-30
+"""Stands for a sum of nothing where it is divided by."""
+_LN_2 = math.log(2)
 
 
 @dataclass(frozen=True)
@@ -102,15 +106,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Part:
-    """Keys and values, shape G, K, L, D, that the new tokens see where `seen` (G, W or 1, L; None: all) is true.
-
-    Without a grid there is one group, all tokens.
+    """Keys and values, shape G, K, L, D, for the new tokens. `bias` (G, W or 1, L) is added to their products: 0 where a key is
+    seen, -inf where not; None: all are seen. Without a grid there is one group, all tokens.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     grid: Grid | None = None
-    seen: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
 
 def look(q_NHD: torch.Tensor, parts: Sequence[Part], rule: Rule) -> torch.Tensor:
@@ -134,10 +137,10 @@ def _look_at(q_NHD: torch.Tensor, part: Part, rule: Rule) -> tuple[torch.Tensor,
     groups, width = q_GWHD.shape[:2]
     # Query heads of one key-value head are like more queries to it.
     q_GKQD = q_GWHD.reshape(groups, width, num_kv, shared, size).permute(0, 2, 3, 1, 4).reshape(groups, num_kv, -1, size)
-    seen = part.seen
-    if seen is not None and shared > 1 and seen.shape[1] > 1:
-        seen = seen.repeat(1, shared, 1)
-    output, logs = _weigh(q_GKQD, part, seen, rule)
+    bias = part.bias
+    if bias is not None:
+        bias = (bias.repeat(1, shared, 1) if shared > 1 and bias.shape[1] > 1 else bias)[:, None]
+    output, logs = _weigh(q_GKQD, part, bias, rule)
     value_size = output.shape[-1]
     output = output.reshape(groups, num_kv, shared, width, value_size).permute(0, 3, 1, 2, 4)
     output = output.reshape(groups * width, num_heads, value_size)
@@ -145,28 +148,30 @@ def _look_at(q_NHD: torch.Tensor, part: Part, rule: Rule) -> tuple[torch.Tensor,
     return (output, logs) if part.grid is None else (part.grid.pick(output), part.grid.pick(logs))
 
 
-def _weigh(q_GKQD: torch.Tensor, part: Part, seen: torch.Tensor | None, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
+def _weigh(q_GKQD: torch.Tensor, part: Part, bias: torch.Tensor | None, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention of queries to the keys of their group: result (G, K, Q, D) and logarithm (G, K, Q)."""
     has_kernel = q_GKQD.device.type == "cpu" and rule.softcap is None and rule.window is None
     if has_kernel and q_GKQD.shape[2] >= _FLASH_QUERIES and part.values.shape[-1] == q_GKQD.shape[-1]:
-        mask = None if seen is None else _as_bias(seen, q_GKQD.dtype)[:, None]
+        mask = None if bias is None else bias.to(q_GKQD.dtype)
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output, logs = flash(q_GKQD, part.keys, part.values, 0.0, False, attn_mask=mask, scale=rule.scale)
         return output, logs
-    products = (q_GKQD @ part.keys.transpose(-1, -2)).float() * rule.scale
-    if rule.softcap is not None:
-        products = torch.tanh(products / rule.softcap) * rule.softcap
-    if seen is not None:
-        products += _as_bias(seen, products.dtype)[:, None]
+    # Powers of 2 are half the work of powers of e; the change of base hides in the scale.
+    if rule.softcap is None:
+        products = ((q_GKQD * (rule.scale / _LN_2)) @ part.keys.transpose(-1, -2)).float()
+    else:
+        products = torch.tanh((q_GKQD @ part.keys.transpose(-1, -2)).float() * (rule.scale / rule.softcap))
+        products *= rule.softcap / _LN_2
+    if bias is not None:
+        products += bias
     # A token may see nothing of a part (a sliding window has passed it): then its sum is 0 and no difference may be NaN.
-    highest = products.amax(-1, keepdim=True).clamp(min=_LOWEST)
-    products.sub_(highest).exp_()
-    total = products.sum(-1, keepdim=True)
+    highest = products.amax(-1, keepdim=True).clamp_(min=_LOWEST)
+    products.sub_(highest).exp2_()
+    total = products.sum(-1, keepdim=True).clamp_(min=_LEAST)
     output = products.to(part.values.dtype) @ part.values
-    logs = (highest + total.clamp(min=1e-30).log()).squeeze(-1)
-    return output / total.clamp(min=1e-30).to(output.dtype), logs
+    return output.div_(total), (highest + total.log2()).squeeze(-1) * _LN_2
 
 
-def _as_bias(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def as_bias(seen: torch.Tensor) -> torch.Tensor:
     """0 where a key is seen, -inf where not."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from selfreward.engines._cascade import Grid, Part, Pass, Rule, active, look
+from selfreward.engines._cascade import Grid, Part, Pass, Rule, active, as_bias, look
 from selfreward.engines._tree import Leaf
 
 FIRST_SLOTS = 64
@@ -135,7 +135,7 @@ class Root:
         if rule.window is None:
             return [Part(keys, values)]
         place_L = torch.arange(self.length, device=positions_N.device)
-        return [Part(keys, values, None, (positions_N[:, None] - place_L < rule.window)[None])]
+        return [Part(keys, values, None, as_bias(positions_N[:, None] - place_L < rule.window)[None])]
 
 
 class Reading:
@@ -157,17 +157,18 @@ class Reading:
         self._query_GW = (start_G[:, None] + torch.arange(width)).to(device)
         self._key_L = torch.arange(self._num_places, device=device)
         self._seen = self._key_L <= self._query_GW[..., None]
+        self._bias = as_bias(self._seen)
         self.positions_N = place_N + root.length
 
     def attend(self, layer: int, q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, rule: Rule) -> torch.Tensor:
         """See Pass."""
         self._store.write(layer, self._place, k_NKD, v_NKD)
         rule, is_cut = _reach(rule, self._root.length + self._num_places)
-        seen = self._seen
+        bias = self._bias
         if is_cut:
             assert rule.window is not None
-            seen = seen & (self._query_GW[..., None] - self._key_L < rule.window)
-        parts = [Part(*self._store.read(layer, self._items, self._num_places), self._grid, seen)]
+            bias = as_bias(self._seen & (self._query_GW[..., None] - self._key_L < rule.window))
+        parts = [Part(*self._store.read(layer, self._items, self._num_places), self._grid, bias)]
         return look(q_NHD, [*self._root.parts(layer, self.positions_N, rule), *parts], rule)
 
 
@@ -325,7 +326,8 @@ class _Layout:
         length_P = torch.tensor(lengths, device=device)
         key_L = torch.arange(self.longest, device=device)
         self.key_positions_L = key_L + num_root
-        self.seen_prompt = (key_L < length_P[:, None])[:, None] if min(lengths) < self.longest else None
+        self.seen_prompt = (key_L < length_P[:, None])[:, None]
+        self.bias_prompt = as_bias(self.seen_prompt) if min(lengths) < self.longest else None
         self.start_R = (length_P + num_root)[torch.tensor(prompt_of, device=device)]
 
 
@@ -343,7 +345,8 @@ class _Step:
         # One place for all rows is a slice; others need an index.
         self._place: Any = (self._rows, place[0]) if is_even else (torch.arange(len(place), device=device), self._place_R)
         self._key_L = torch.arange(self._num_places, device=device)
-        self._seen = None if is_even else (self._key_L <= self._place_R[:, None])[:, None]
+        self._seen = (self._key_L <= self._place_R[:, None])[:, None]
+        self._bias = None if is_even else as_bias(self._seen)
         self.positions_R = layout.start_R + self._place_R
 
     def attend(self, layer: int, q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, rule: Rule) -> torch.Tensor:
@@ -351,10 +354,10 @@ class _Step:
         layout = self._layout
         self._own.write(layer, self._place, k_NKD, v_NKD)
         rule, is_cut = _reach(rule, self._root.length + layout.longest + self._num_places)
-        seen_prompt, seen_own = self._through(rule.window) if is_cut else (layout.seen_prompt, self._seen)
+        bias_prompt, bias_own = self._through(rule.window) if is_cut else (layout.bias_prompt, self._bias)
         prompts = self._prompts.read(layer, slice(0, layout.grid.num_groups), layout.longest)
         own = self._own.read(layer, self._rows, self._num_places)
-        parts = [Part(*prompts, layout.grid, seen_prompt), Part(*own, Grid(None, layout.num_rows, 1), seen_own)]
+        parts = [Part(*prompts, layout.grid, bias_prompt), Part(*own, Grid(None, layout.num_rows, 1), bias_own)]
         return look(q_NHD, [*self._root.parts(layer, self.positions_R, rule), *parts], rule)
 
     def _through(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -362,11 +365,9 @@ class _Step:
         assert window is not None
         layout = self._layout
         position_GW = layout.grid.lay_out(self.positions_R[:, None, None])[..., 0, 0]
-        seen_prompt = position_GW[..., None] - layout.key_positions_L < window
-        seen_own = (self._place_R[:, None] - self._key_L < window)[:, None]
-        if layout.seen_prompt is not None:
-            seen_prompt = seen_prompt & layout.seen_prompt
-        return seen_prompt, seen_own if self._seen is None else seen_own & self._seen
+        in_prompt = position_GW[..., None] - layout.key_positions_L < window
+        in_own = (self._place_R[:, None] - self._key_L < window)[:, None]
+        return as_bias(in_prompt & layout.seen_prompt), as_bias(in_own & self._seen)
 
 
 def _passes(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
