@@ -56,8 +56,8 @@ ConfigFile = Annotated[Path, typer.Argument(help="YAML config, for example confi
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")]
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, runs/NAME.")]
 VARIANTS_HELP = (
-    "Comma-separated, besides the main run: plain_judge, random_judge, positives_only (the three run when left out), "
-    "no_nll, no_eft, k1, rounds_6."
+    "Comma-separated, besides the main run: plain_judge, random_judge, positives_only, "
+    "same_pairs (the four run when left out), no_nll, no_eft, k1, rounds_6."
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 AgainFrom = Annotated[

@@ -23,13 +23,15 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from selfreward.artifacts import Run, RunDir, to_plain, write_json
-from selfreward.config import load_config
+from selfreward.artifacts import Artifact, Run, RunDir, read_json, to_plain, write_json
+from selfreward.config import Config, load_config
 from selfreward.errors import UsageError
+from selfreward.evals.evaluate import evaluate
 from selfreward.pipeline import run_pipeline
 from selfreward.progress import RichProgress
 from selfreward.report.html import write_report
 from selfreward.report.summary import write_summary
+from selfreward.stages import dpo
 from selfreward.texts import counted
 from selfreward.types import Estimate
 
@@ -63,14 +65,17 @@ VARIANTS: dict[str, Variant] = {
     "plain_judge": Variant(("replay.num_items=0",), (*_START, *_ROUND_1_PAIRS)),
     "random_judge": Variant(("judge.model=scripted:random", "replay.num_items=0"), (*_START, *_ROUND_1)),
     "positives_only": Variant(("dpo.method=positives-only",), (*_START, *_ROUND_1_PAIRS, "round-1/replay")),
+    "same_pairs": Variant(("dpo.method=positives-only",), ()),
     "no_nll": Variant(("dpo.nll_weight=0",), (*_START, *_ROUND_1_PAIRS, "round-1/replay")),
     "no_eft": Variant(("mode=no-eft", "replay.num_items=0"), ("seed", "m0", "sft")),
     "k1": Variant(("judge.num_votes=1",), (*_START, *_ROUND_1)),
     "rounds_6": Variant(("num_rounds=6",), (*_START, *_ROUND_1_PAIRS, "round-1/replay", "round-1/model", "round-1/evals")),
 }
-"""What is compared. `rounds_6` also shows four rounds (its M5)."""
-DEFAULT_VARIANTS = (MAIN, "plain_judge", "random_judge", "positives_only")
-CONTROLS = ("random_judge", "positives_only")
+"""What is compared. `positives_only` makes pairs of its own from round 2 on; `same_pairs` trains on the chosen answers of the
+main run's, each round from the main run's own model. `rounds_6` also shows four rounds (its M5)."""
+SAME_PAIRS = "same_pairs"
+DEFAULT_VARIANTS = (MAIN, "plain_judge", "random_judge", "positives_only", SAME_PAIRS)
+CONTROLS = ("random_judge", "positives_only", SAME_PAIRS)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -159,12 +164,33 @@ def _run_variant(seed: int, name: str, out: Path, config_file: Path, overrides: 
     config = load_config(config_file, settings)
     root = Path(config.run_dir) / config.name
     _copy_shared(root.parent / MAIN, root, variant.shared)
-    with Run.open(config) as run:
-        run_pipeline(run)
+    if name == SAME_PAIRS:
+        _train_on_same_pairs(config, root.parent / MAIN, root)
+    else:
+        with Run.open(config) as run:
+            run_pipeline(run)
     summary: dict[str, Any] = write_summary(RunDir(root))
     write_report(RunDir(root), summary)
     print(f"seed {seed}: {name} done, {summary['seconds']:.0f} s of stages", file=sys.stderr, flush=True)
     return summary
+
+
+def _train_on_same_pairs(config: Config, main: Path, root: Path) -> None:
+    """In every round: SFT on the chosen answers of the main run's pairs, from the model that its DPO started from."""
+    model_keys = [f"round-{t}/{step}" for t in range(1, config.num_rounds + 1) for step in ("model", "evals")]
+    keys = [str(record.parent.relative_to(main)) for record in sorted(main.rglob("record.json"))]
+    _copy_shared(main, root, [key for key in keys if key not in model_keys])
+
+    def made(key: str) -> Artifact:
+        return Artifact(key, main / key, read_json(main / key / "record.json")["fingerprint"])
+
+    with Run.open(config) as run:
+        for t in range(1, config.num_rounds + 1):
+            start = "m1" if t == 1 else f"round-{t - 1}/model"
+            replay = made(f"round-{t}/replay") if config.replay.num_items else None
+            trained = dpo.run(run, t, made(start), made(f"round-{t}/pairs"), replay)
+            earlier = "m1/evals" if t == 1 else f"round-{t - 1}/evals"
+            evaluate(run, f"m{t + 1}", trained, made("seed"), made(earlier))
 
 
 def _copy_shared(source: Path, target: Path, keys: Sequence[str]) -> None:

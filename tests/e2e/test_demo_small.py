@@ -74,12 +74,17 @@ def test_every_variant_of_the_seeds_runs(tmp_path: Path) -> None:
     summary = json.loads(printed)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     assert set(summary["seeds"]["7"]) == set(VARIANTS)
-    assert set(summary["controls"]) == {"random_judge", "positives_only"}
+    assert set(summary["controls"]) == {"random_judge", "positives_only", "same_pairs"}
     for name in VARIANTS:
         first = summary["seeds"]["7"][name]["models"]
         assert [row["model"] for row in first][-1] == ("M7" if name == "rounds_6" else "M3")
-    # Variants that share a stage with the main run hold the same bytes.
     root = tmp_path / "seed-7"
+    # Each round of the same pairs begins with the main run's own model, and the first is the control's first.
+    main, same, own = (root / name / "round-1/model/record.json" for name in ("self_rewarding", "same_pairs", "positives_only"))
+    assert json.loads(same.read_text())["outputs"] == json.loads(own.read_text())["outputs"]
+    later = root / "same_pairs/round-2/model/record.json"
+    assert json.loads(later.read_text())["inputs"]["start"] == json.loads(main.read_text())["fingerprint"]
+    # Variants that share a stage with the main run hold the same bytes.
     for name, variant in VARIANTS.items():
         for key in variant.shared:
             if (root / "self_rewarding" / key / "record.json").is_file():

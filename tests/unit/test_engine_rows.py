@@ -1,8 +1,11 @@
-"""Rows that have ended and stay in the batch for a while."""
+"""Rows that have ended and stay in the batch for a while, and batches that leave nothing behind."""
 
+import gc
+import random
 from typing import Any
 
 import torch
+from test_engine_hf import GREEDY, ragged_prompts, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfreward.engines._decoder import COMPACT_SHARE
@@ -35,3 +38,21 @@ def test_ended_rows_stay_inside_learned_positions(tiny_tokenizer: Any) -> None:
         assert len(prompt_ids) == len(prompts[number])
         assert (reply.num_tokens, reply.finish_reason) == (NUM_POSITIONS - len(prompt_ids), "length")
         assert reply.text == tiny_tokenizer.decode(ids[len(prompt_ids) :], clean_up_tokenization_spaces=False)
+
+
+def test_many_batch_shapes_leave_no_tensors_behind(tiny_tokenizer: Any) -> None:
+    engine = HfEngine(tiny_model("llama", tiny_tokenizer), tiny_tokenizer, batch_size=64)
+
+    def num_tensors() -> int:
+        gc.collect()
+        return sum(isinstance(item, torch.Tensor) for item in gc.get_objects())
+
+    rng = random.Random(4)
+    prompts = ragged_prompts(12)
+    list(engine.generate([Request("a", prompts[0], GREEDY, 0)]))
+    before = num_tensors()
+    for _ in range(10):
+        chosen = rng.sample(prompts, rng.randint(1, 12))
+        sampling = Sampling(rng.randint(1, 9), 1.0, 0.9)
+        list(engine.generate([Request(str(i), prompt, sampling, i) for i, prompt in enumerate(chosen)]))
+    assert num_tensors() <= before
