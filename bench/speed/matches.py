@@ -15,9 +15,9 @@ from speed.workloads import Sizes, Workload, candidates, expected, expected_by_v
 
 WORKER = Path(__file__).parents[1] / "vllm_worker.py"
 GENERATE_SIZES = {"demo": (32, 64, 96, 192), "15M": (16, 32, 64, 128), "90M": (8, 16, 32, 64)}
-"""Batch sizes that `generate` is tried with: the best one lies inside, not at an end."""
+"""Batch sizes that `generate` is tried with; more of them where the best one lies at an end."""
 BATCH_SIZES = (8, 16, 32, 64)
-"""Rows at a time that `generate_batch` is tried with."""
+"""Rows at a time that `generate_batch` is tried with; more of them as above."""
 TUNING_ROWS = {"demo": 192, "15M": 128, "90M": 64}
 """Rows that a setting is measured on: larger models show their differences on fewer, and take longer."""
 QUICK_SIZES, QUICK_ROWS = (2, 4), 2
