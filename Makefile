@@ -8,12 +8,14 @@ SEEDS ?= 1,2,3,4,5
 JOBS ?= 2
 KILLS ?= 50
 SEED ?=
+# More options of the speed benchmark, as in: make bench BENCH='--models demo --only judge'
+BENCH ?=
 # No network while running, no telemetry; one thread a test worker, because two workers share two cores.
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow check bench chaos seeds pretrain clean
+.PHONY: setup demo test test-slow check bench bench-scaling chaos seeds pretrain clean
 
 setup: $(READY)
 
@@ -38,6 +40,10 @@ check: $(READY)
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/dedupe.py
+	OMP_NUM_THREADS=2 $(BIN)/python bench/speed $(BENCH)
+
+bench-scaling: $(READY)
+	OMP_NUM_THREADS=2 $(BIN)/python bench/speed --scaling
 
 chaos: $(READY)
 	$(BIN)/python bench/chaos --kills $(KILLS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))

@@ -1,4 +1,4 @@
-"""The benchmarks' common results: rows of one JSON file, merged by workload, and a table of them."""
+"""The benchmarks' common results: rows of one JSON file, merged by workload, model and peer, and a table of them."""
 
 import json
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def read(path: Path) -> list[Row]:
 
 
 def update(path: Path, rows: Sequence[Row]) -> None:
-    """Put the rows into the file: each replaces the one of its workload and model, or comes last."""
+    """Put the rows into the file: each replaces the one of its workload, model and peer, or comes last."""
     merged = {_key(row): row for row in [*read(path), *rows]}
     text = json.dumps({"rows": [asdict(row) for row in merged.values()]}, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def update(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _key(row: Row) -> tuple[str | None, ...]:
-    return row.workload, row.model
+    return row.workload, row.model, row.peer_name
 
 
 def render(rows: Sequence[Row], unit: str) -> str:

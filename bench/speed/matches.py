@@ -1,0 +1,141 @@
+"""One model against its peers, workload by workload."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from selfreward.engines.hf import HfEngine
+from speed import roofline
+from speed.contest import Contestant, Made, Ours, alternate, check_tokens, rates
+from speed.models import load_model, load_tokenizer, shape_of, write_model
+from speed.peers import best_batch, best_generate
+from speed.table import Comparison
+from speed.workers import Worker, job
+from speed.workloads import Sizes, Workload, candidates, expected, expected_by_votes, judge
+
+WORKER = Path(__file__).parents[1] / "vllm_worker.py"
+GENERATE_SIZES = {"demo": (32, 64, 96, 192), "15M": (16, 32, 64, 128), "90M": (8, 16, 32, 64)}
+"""Batch sizes that `generate` is tried with; more of them where the best one lies at an end."""
+BATCH_SIZES = (8, 16, 32, 64)
+"""Rows at a time that `generate_batch` is tried with; more of them as above."""
+TUNING_ROWS = {"demo": 192, "15M": 128, "90M": 64}
+"""Rows that a setting is measured on: larger models show their differences on fewer, and take longer."""
+QUICK_SIZES, QUICK_ROWS = (2, 4), 2
+VOTES = (3, 1)
+"""Sampled votes that an expected score is measured against; the first is what the paper does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to measure."""
+
+    peers: tuple[str, ...]
+    repeats: int
+    threads: int
+    batch_size: int
+    quick: bool
+    vllm_python: str | None
+
+
+class Match:
+    """One model. `tell` hears what goes on."""
+
+    def __init__(self, model: str, folder: Path, sizes: Sizes, settings: Settings, tell: Callable[[str], None]) -> None:
+        self.machines: list[str] = []
+        self._model = model
+        self._path = write_model(model, folder)
+        self._tokenizer = load_tokenizer(self._path)
+        self._sizes = sizes
+        self._settings = settings
+        self._tell = tell
+        own = load_model(self._path)
+        self._shape = shape_of(own)
+        self._engine = HfEngine(own, self._tokenizer, settings.batch_size)
+
+    def play(self, only: str) -> list[Comparison]:
+        """The rows of one workload. Raises BenchError when somebody makes other tokens than were asked for."""
+        self._tell(f"{self._model}: {only}")
+        return self._expected() if only == "expected" else self._sampled(only)
+
+    def close(self) -> None:
+        """Give the model back."""
+        self._engine.close()
+
+    def _sampled(self, only: str) -> list[Comparison]:
+        workload = (judge if only == "judge" else candidates)(self._tokenizer, self._sizes)
+        ours = Ours(self._engine, workload, "ours", f"batch {self._settings.batch_size}")
+        peers: list[Contestant] = []
+        try:
+            for peer in self._settings.peers:
+                peers.append(self._peer(peer, workload))
+            _warm_up(ours)
+            runs = alternate([ours, *peers], self._settings.repeats, self._tell)
+        finally:
+            for peer in peers:
+                peer.close()
+        for name, made in runs.items():
+            check_tokens(workload, name, made)
+        limit = self._limit(workload)
+        return [self._compare(ours, peer, runs, ("tokens", workload.num_new), limit) for peer in peers]
+
+    def _expected(self) -> list[Comparison]:
+        """Ours beside ours: choices weighed, and votes sampled."""
+        weighed = Ours(self._engine, expected(self._tokenizer, self._sizes), "ours", "6 choices, read once")
+        sampled = []
+        for number in VOTES:
+            votes = expected_by_votes(self._tokenizer, self._sizes, number)
+            name = f"ours, {number} vote{'s' * (number > 1)}"
+            sampled.append(Ours(self._engine, votes, name, f"{number} sampled, {self._sizes.vote} tokens each"))
+        for contestant in (weighed, *sampled):
+            _warm_up(contestant)
+        runs = alternate([weighed, *sampled], self._settings.repeats, self._tell)
+        for contestant in (weighed, *sampled):
+            check_tokens(contestant.workload, contestant.name, runs[contestant.name])
+        amount, limit = ("cand.", weighed.workload.num_items), self._limit(weighed.workload)
+        return [self._compare(weighed, votes, runs, amount, limit) for votes in sampled]
+
+    def _peer(self, name: str, workload: Workload) -> Contestant:
+        settings = self._settings
+        if name == "vllm":
+            assert settings.vllm_python is not None, "the command line asks for it"
+            return Worker("vLLM (CPU)", (settings.vllm_python, str(WORKER)), job(self._path, workload, settings.threads))
+        grids = GENERATE_SIZES.get(self._model, QUICK_SIZES), BATCH_SIZES
+        num_rows = TUNING_ROWS.get(self._model, QUICK_ROWS)
+        if settings.quick:
+            grids, num_rows = (QUICK_SIZES, QUICK_SIZES), QUICK_ROWS
+        find, grid = (best_generate, grids[0]) if name == "generate" else (best_batch, grids[1])
+        return find(load_model(self._path), self._tokenizer.pad_token_id, workload, grid, num_rows, self._tell)
+
+    def _compare(
+        self, ours: Ours, peer: Contestant, runs: dict[str, list[Made]], amount: tuple[str, int], limit: roofline.Limit
+    ) -> Comparison:
+        """`amount`: what is counted, and how many of it a run does."""
+        unit, number = amount
+        own_rates = rates(number, runs[ours.name])
+        return Comparison(
+            workload=ours.workload.name,
+            model=self._model,
+            unit=unit,
+            ours=own_rates,
+            peer=rates(number, runs[peer.name]),
+            peer_name=peer.name,
+            tokens=(sum(runs[ours.name][0].num_tokens), sum(runs[peer.name][0].num_tokens)),
+            settings=(ours.setting, peer.setting),
+            seconds=number / own_rates.median,
+            limit=limit,
+        )
+
+    def _limit(self, workload: Workload) -> roofline.Limit:
+        """Measured once a workload and told in `machines`."""
+        work = roofline.least_work(self._shape, workload)
+        num_rows = min(self._settings.batch_size, len(workload.requests))
+        machine = roofline.measure_machine(self._shape, num_rows, work)
+        self.machines.append(roofline.describe(f"{workload.name}, {self._model}", work, machine, num_rows))
+        return roofline.limit(work, machine)
+
+
+def _warm_up(ours: Ours) -> None:
+    """A few requests: the first call of an engine loads and allocates what later ones find."""
+    some = ours.workload.requests[:4]
+    small = replace(ours.workload, requests=some, prompt_ids=ours.workload.prompt_ids[: len(some)])
+    Ours(ours.engine, small, "warm-up", "").run()
