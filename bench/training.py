@@ -6,12 +6,12 @@ Data comes from the micro-world's generator: `short`, tasks with a right and a w
 on; `long`, rows of several hundred tokens, as judging trains on. Lengths are ragged in both. The models are the demo's and
 random Llamas of about 15M and 90M parameters.
 
-`ours` is `train_dpo` and `train_sft` from their rows on: the reference's log-probabilities and all steps. The peer is what
-`DPOTrainer(...).train()` and `SFTTrainer(...).train()` do with the same rows, batch size, learning rate and number of epochs
-in float32, everything else as TRL sets it; reading and tokenising its data is not counted. `TRL, tuned` is for information:
-no gradient checkpointing, the reference's log-probabilities taken once (counted), rows sorted by length. One epoch is the
-worst case for ours: the pass over the reference is not yet paid back. Each round runs every contestant once; the figures are
-medians of three rounds, and the ratio is the median of the rounds' ratios.
+`ours` is what `train_dpo` and `train_sft` do: the pass over the reference, and every step with all that goes with it. The peer
+is TRL's `DPOTrainer` and `SFTTrainer` with the same rows, batch size, learning rate and number of epochs in float32, everything
+else as TRL sets it. What happens once before the first step (loading, tokenising) is counted for neither. `TRL, tuned` is for
+information: no gradient checkpointing, the reference's log-probabilities taken once (counted), rows sorted by length. One
+epoch is the worst case for ours: the pass over the reference is not yet paid back. Each round runs every contestant once; the
+figures are medians of three rounds, and the ratio is the median of the rounds' ratios.
 """
 
 import argparse
@@ -23,7 +23,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,14 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import datasets
 import torch
 from _results import Row, update
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from selfreward.config import DpoConfig, SftConfig, parse_config
 from selfreward.lab import model_dir
 from selfreward.lab.corpus import training_task
 from selfreward.lab.writers import BODY, REVIEWED, write_response, write_review
-from selfreward.progress import NullProgress
+from selfreward.progress import Advance, NullProgress
 from selfreward.training import SftExample, TrainContext, _trl
 from selfreward.training.common import encode_rows
 from selfreward.types import Message, PreferencePair
@@ -69,6 +70,7 @@ SHAPES = {
 }
 """Random Llamas with tied embeddings; the vocabularies are small, which is the worst case for a head on answers alone."""
 NUM_STEPS = {"demo": 8, "15m": 3, "90m": 1}
+clock = time.perf_counter
 DEFAULTS, TUNED = "TRL, defaults", "TRL, tuned"
 
 
@@ -136,7 +138,8 @@ def make_model(name: str, folder: Path) -> Path:
 
 def ours(task: str, start: Path, items: Sequence[Item], scratch: Path) -> float:
     """Seconds that our training takes, from the encoded rows to the last step."""
-    context = TrainContext(parse_config({"name": "bench", "engine": {"device": "cpu", "threads": THREADS}}), 0, NullProgress())
+    progress = _ReferenceTime()
+    context = TrainContext(parse_config({"name": "bench", "engine": {"device": "cpu", "threads": THREADS}}), 0, progress)
     settings: dict[str, Any] = {"learning_rate": RATE, "batch_size": BATCH, "micro_batch_size": BATCH, "max_length": 512}
     if task == "dpo":
         options: Any = DpoConfig(**settings)
@@ -153,7 +156,6 @@ def ours(task: str, start: Path, items: Sequence[Item], scratch: Path) -> float:
     rows, dropped = encode_rows(base.tokenizer, examples, answers, 10_000)
     assert not dropped, dropped[0]
     with _trl.workspace(base) as folder:
-        clock = time.perf_counter()
         if task == "dpo":
             columns = {
                 "prompt_ids": [row.prompt_ids for row in rows],
@@ -167,8 +169,35 @@ def ours(task: str, start: Path, items: Sequence[Item], scratch: Path) -> float:
                 "labels": [[-100] * len(row.prompt_ids) + row.answers[0] for row in rows],
             }
             trainer = _trl.sft_trainer(base, columns, options, 0, folder)
+        trainer.add_callback(steps := _Steps())
         _trl.fit(trainer, [row.length for row in rows], options, context)
-        return time.perf_counter() - clock
+        return steps.seconds + progress.seconds
+
+
+class _Steps(TrainerCallback):  # type: ignore[misc]
+    """The time from before a training's first step until after its last one."""
+
+    seconds = 0.0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds -= clock()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds += clock()
+
+
+class _ReferenceTime(NullProgress):
+    """The time of our pass over the reference."""
+
+    seconds = 0.0
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        start = clock()
+        with super().task(description, total) as advance:
+            yield advance
+        if description.startswith("reference"):
+            self.seconds += clock() - start
 
 
 class _Timed(DPOTrainer):  # type: ignore[misc]
@@ -177,9 +206,9 @@ class _Timed(DPOTrainer):  # type: ignore[misc]
     seconds = 0.0
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
-        clock = time.perf_counter()
+        start = clock()
         result = super().compute_ref_log_probs(model, inputs)
-        self.seconds += time.perf_counter() - clock
+        self.seconds += clock() - start
         return result
 
 
@@ -211,9 +240,9 @@ def trls(task: str, start: Path, items: Sequence[Item], scratch: Path, tuned: bo
             model, args=SFTConfig(**settings), train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer
         )
     trainer.remove_callback(PrinterCallback)
-    clock = time.perf_counter()
+    trainer.add_callback(steps := _Steps())
     trainer.train()
-    return time.perf_counter() - clock + getattr(trainer, "seconds", 0.0)
+    return steps.seconds + getattr(trainer, "seconds", 0.0)
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------

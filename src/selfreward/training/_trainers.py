@@ -8,6 +8,7 @@ the same, up to rounding.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class OursMixin(ResumingMixin):
     order: Order
     scorer: Scorer
     step: _Step | None = None
+    _norm: torch.Tensor | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order
@@ -119,6 +121,24 @@ class OursMixin(ResumingMixin):
 
     def loss_of(self, batch: Packed, step: _Step) -> torch.Tensor:
         raise NotImplementedError
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None: nobody reads the count, and walking through all weights for it costs a tiny model a part of its step."""
+        return 0
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        """Clip the gradients of a step; `take_norm` then has the norm that they had."""
+        self._norm = torch.nn.utils.clip_grad_norm_(self._weights, self.args.max_grad_norm)
+        return self._norm
+
+    def take_norm(self) -> torch.Tensor:
+        """The norm of the step's gradients; computed here where the trainer clips them in another way."""
+        norm, self._norm = self._norm, None
+        return torch.nn.utils.get_total_norm([p.grad for p in self._weights if p.grad is not None]) if norm is None else norm
+
+    @cached_property
+    def _weights(self) -> list[torch.nn.Parameter]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def balance(self, loss: torch.Tensor, balance: torch.Tensor | None, share: float) -> torch.Tensor:
         """The loss, with the part of a mixture of experts that keeps its experts in use."""

@@ -177,9 +177,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.check_restored()
-        # Gradients are clipped by now; clipping leaves NaN and infinity in place, as NaN.
-        gradients = [weight.grad for weight in self._trainer.model.parameters() if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._trainer.take_norm()
         if not torch.isfinite(norm):
             raise not_finite("gradient norm", norm.item(), self._trainer)
 
