@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from template_tokenizers import CHATML, FAMILIES, IM, byte_level
-from training_reference import context, dpo_options, sft_options
+from training_reference import context, dpo_options, sequences, sft_options
 
 from selfreward.chat import encode_prompt
 from selfreward.engines.hf import HfEngine
@@ -50,7 +50,7 @@ def make_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 
 def conversations(with_system: bool = True) -> list[SftExample]:
-    """Of different lengths, so that batches hold padding."""
+    """Of different lengths."""
     user = (Message("user", "Name a river."),)
     several = (Message("user", "One?"), Message("assistant", "Two."), Message("user", "Three?"))
     headed = (Message("system", "Be brief."), Message("user", "Hello"))
@@ -91,19 +91,15 @@ def test_the_loss_covers_the_answer_and_its_end_token_and_nothing_else(
     config = make_config(model={"path": str(folder)})
     tokenizer, batch, items = sft_batch(trl_side, folder, config, tmp_path)
     end = tokenizer.convert_tokens_to_ids(family.end)
-    for ids, labels, mask, item in zip(
-        batch["input_ids"].tolist(), batch["labels"].tolist(), batch["attention_mask"].tolist(), items, strict=True
-    ):
+    for (ids, learnt), item in zip(sequences(batch), items, strict=True):
         prompt_ids = encode_prompt(tokenizer, item.messages)
-        length, first = sum(mask), len(prompt_ids)
+        length, first = len(ids), len(prompt_ids)
         assert ids[:first] == prompt_ids, "byte for byte what generation sees"
-        learnt = [position for position, label in enumerate(labels) if label != -100]
-        assert learnt == list(range(first, length)), "from the answer's first token to the row's last, padding not"
-        assert [labels[position] for position in learnt] == ids[first:length]
-        assert labels[length - 1] == end
+        assert learnt == list(range(first, length)), "from the answer's first token to the row's last"
+        assert ids[-1] == end
         assert ids[first:length].count(end) == 1
         said = f"{family.lead}{item.answer}{family.tail}{family.end}"
-        starts_a_text = tokenizer.decode([labels[position] for position in learnt])
+        starts_a_text = tokenizer.decode(ids[first:])
         # Decoded alone, tokens of the SentencePiece kind lose the space at their start.
         assert starts_a_text in (said, said.removeprefix(" "))
         assert tokenizer.decode(ids[:length]).endswith(said)
@@ -130,10 +126,7 @@ def test_preference_training_scores_the_same_tokens(
         trainer = trl_side.dpo_trainer(base, columns, dpo_options(), scratch, ctx)
         batch = trainer.data_collator([trainer.train_dataset[index] for index in range(len(rows))])
     wanted = [(row.prompt_ids, row.answers[side]) for side in (0, 1) for row in rows]
-    for ids, mask, (prompt_ids, answer_ids) in zip(
-        batch["input_ids"].tolist(), batch["completion_mask"].tolist(), wanted, strict=True
-    ):
-        scored = [position for position, is_scored in enumerate(mask) if is_scored]
+    for (ids, scored), (prompt_ids, answer_ids) in zip(sequences(batch), wanted, strict=True):
         assert scored == list(range(len(prompt_ids), len(prompt_ids) + len(answer_ids)))
         assert [ids[position] for position in scored] == answer_ids
         assert ids[: len(prompt_ids)] == prompt_ids
@@ -169,9 +162,8 @@ def test_training_without_a_padding_token_of_its_own(
     config = make_config(model={"path": str(padding_folders[name])})
     tokenizer, batch, _ = sft_batch(trl_side, padding_folders[name], config, tmp_path)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    assert batch["attention_mask"].min() == 0, "there is padding"
-    ends = (batch["labels"] == tokenizer.eos_token_id).sum(dim=1)
-    assert ends.tolist() == [1, 1, 1], "the answer's end is learnt, the padding behind it is not"
+    ends = [[ids[position] for position in learnt].count(tokenizer.eos_token_id) for ids, learnt in sequences(batch)]
+    assert ends == [1, 1, 1], "the answer's end is learnt, and no padding behind it"
     losses = {}
     for folder in (name, "own"):
         config = make_config(model={"path": str(padding_folders[folder])})

@@ -9,6 +9,7 @@ from selfreward.errors import TrainingError
 from selfreward.progress import NullProgress
 from selfreward.storage import hash_model
 from selfreward.training import TrainContext
+from selfreward.training._packing import Packed
 from selfreward.training.common import encode_rows
 from selfreward.training.dpo import train_dpo
 from selfreward.training.sft import train_sft
@@ -71,28 +72,30 @@ def test_loss_computed_by_hand(make_trainer):
     ]  # fmt: skip
     trainer._checked = True
     trainer.model.train()
-    loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()
+    (inputs,), _ = trainer.get_batch_samples(iter([trainer.data_collator(rows)]), 1, "cpu")
+    loss = trainer.compute_loss(trainer.model, inputs).item()
     ln_v = math.log(base.model.config.vocab_size)
     margin = (-3 * ln_v + 10) - (-5 * ln_v + 12)  # summed over tokens, end token included, not averaged
     by_hand = math.log(1 + math.exp(-0.3 * margin))
     assert loss == pytest.approx(by_hand + 0.7 * ln_v, abs=1e-4)
-    metrics = trainer._metrics["train"]
-    assert metrics["dpo_loss"][-1] == pytest.approx(by_hand, abs=1e-4)
-    assert metrics["nll"][-1] == pytest.approx(ln_v, abs=1e-4)
+    logs = {}
+    trainer.log(logs)
+    assert logs["dpo_loss"] == pytest.approx(by_hand, abs=1e-4)
+    assert logs["nll"] == pytest.approx(ln_v, abs=1e-4)
+    assert logs["rewards/margins"] == pytest.approx(0.3 * margin, abs=1e-4)
+    assert logs["rewards/accuracies"] == 1.0
 
 
-def test_the_collator_keeps_our_tokens_and_mask(make_trainer):
-    _, base, rows, trainer = make_trainer(dpo_options())
-    assert trainer.args.max_length is None  # nothing is cut
-    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(len(rows))])
-    width = max(row.length for row in rows)
-    for side in (0, 1):
-        for index, row in enumerate(rows):
-            answer = row.answers[side]
-            padding = width - len(row.prompt_ids) - len(answer)
-            place = side * len(rows) + index
-            assert batch["input_ids"][place].tolist() == row.prompt_ids + answer + [base.tokenizer.pad_token_id] * padding
-            assert batch["completion_mask"][place].tolist() == [0] * len(row.prompt_ids) + [1] * len(answer) + [0] * padding
+def test_the_collator_keeps_our_tokens(make_trainer):
+    _, _, rows, trainer = make_trainer(dpo_options())
+    batch = Packed.of(trainer.data_collator([trainer.train_dataset[index] for index in range(len(rows))]))
+    prompts = [token for row in rows for token in row.prompt_ids]
+    answers = [token for side in (0, 1) for row in rows for token in row.answers[side]]
+    assert batch.input_ids.tolist() == [prompts + answers]  # no padding, no prompt twice
+    assert batch.targets.tolist() == answers
+    assert batch.owners.tolist() == [
+        side * len(rows) + index for side in (0, 1) for index, row in enumerate(rows) for _ in row.answers[side]
+    ]
 
 
 def test_the_reference_is_the_start_and_stays_it(make_trainer, make_config, tiny_model_dir, tmp_path):
@@ -139,7 +142,7 @@ def test_first_loss_is_ln_2(changes, make_trainer, make_config):
     first = history[0]["dpo_loss"]
     if options.dropout:
         assert abs(first - LN2) > 1e-4  # noise; what was checked is the loss without it:
-        assert trainer._metrics["eval"]["dpo_loss"] == pytest.approx([LN2], abs=1e-4)
+        assert trainer.start_loss == pytest.approx(LN2, abs=1e-4)
     else:
         assert first == pytest.approx(LN2, abs=1e-4)
 

@@ -85,15 +85,16 @@ def test_loss_mask_token_by_token(tiny_model_dir, make_config, tmp_path, trl_sid
         "labels": [[-100] * len(row.prompt_ids) + row.answers[0] for row in rows],
     }
     trainer = trl_side.sft_trainer(base, columns, options, SEED, tmp_path)
-    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(2)])
-    longest = max(row.length for row in rows)
-    for index, row in enumerate(rows):
-        padding = longest - row.length
-        ids, labels = batch["input_ids"][index].tolist(), batch["labels"][index].tolist()
-        assert ids == row.prompt_ids + row.answers[0] + [tiny_tokenizer.pad_token_id] * padding
-        assert labels == [-100] * len(row.prompt_ids) + row.answers[0] + [-100] * padding
-        assert tiny_tokenizer.decode([label for label in labels if label != -100]).endswith("<|im_end|>")
-        assert batch["attention_mask"][index].tolist() == [1] * row.length + [0] * padding
+    batch = trainer.scorer.pack(rows)
+    collated = trainer.data_collator([trainer.train_dataset[index] for index in range(2)])
+    assert all(
+        torch.equal(value, collated[name]) for name, value in batch.as_inputs().items() if isinstance(value, torch.Tensor)
+    )
+    assert batch.input_ids[0].tolist() == [token for row in rows for token in row.prompt_ids] + batch.targets.tolist()
+    assert batch.targets.tolist() == [token for row in rows for token in row.answers[0]]
+    assert tiny_tokenizer.decode(batch.targets).count("<|im_end|>") == len(rows)
+    before = [row.prompt_ids[-1:] + row.answers[0][:-1] for row in rows]  # each answer token is predicted by the one before it
+    assert batch.input_ids[0, batch.readers].tolist() == [token for tokens in before for token in tokens]
 
 
 def test_prompt_tokens_carry_no_loss(edited_model, make_config, tmp_path, tiny_tokenizer):

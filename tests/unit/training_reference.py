@@ -11,6 +11,7 @@ from selfreward.config import DpoConfig, SftConfig
 from selfreward.engines.loading import load_tokenizer
 from selfreward.progress import NullProgress
 from selfreward.training import SftExample, TrainContext
+from selfreward.training._packing import Packed
 from selfreward.training.common import encode_rows, epoch_order
 from selfreward.types import Message, PreferencePair
 
@@ -57,6 +58,20 @@ def context(config, seed=2**62 + 5):
 def weights(folder):
     """A folder's weights by name."""
     return load_file(Path(folder) / "model.safetensors")
+
+
+def sequences(inputs):
+    """Of each answer in a collated batch: the sequence that attention sees, and the positions in it that are scored."""
+    batch = Packed.of(inputs)
+    num_prompt_tokens = batch.input_ids.shape[1] - len(batch.targets)
+    found, start = {}, 0
+    for count, width in batch.blocks:
+        for first in range(start, start + count * width, width):
+            tokens = batch.slot_tokens[first : first + width][batch.filled[first : first + width]]
+            scored = [slot - first + 1 for slot in batch.slot_readers.tolist() if first <= slot < first + width]
+            found[batch.owners[tokens[-1] - num_prompt_tokens].item()] = (batch.input_ids[0, tokens].tolist(), scored)
+        start += count * width
+    return [found[answer] for answer in range(batch.num_answers)]
 
 
 def token_logps(model, prompt_ids, answer_ids):

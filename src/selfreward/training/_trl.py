@@ -4,9 +4,9 @@ TRL's trainers are used as they are, with four things of ours around them: rows 
 ours, nothing is sent or written anywhere but the result, and what must hold (first DPO loss, finite numbers) is checked.
 """
 
-import math
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import datasets
 import torch
 import trl
 from transformers import PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, SFTConfig
 
 from selfreward.config import DpoConfig, OptimConfig
 from selfreward.environment import current_versions
@@ -25,135 +25,42 @@ from selfreward.errors import ModelError, TrainingError
 from selfreward.progress import Advance
 from selfreward.storage import fingerprint, hash_model
 from selfreward.training._base import Base, load_base, release, save, set_dropout, workspace
-from selfreward.training._checkpoint import Checkpoints, ResumingMixin, Stored, check_finite
-from selfreward.training.common import TrainContext, count_steps, epoch_order
+from selfreward.training._checkpoint import Checkpoints, check_finite
+from selfreward.training._scoring import make_scorer
+from selfreward.training._trainers import Collator, DpoTrainer, Order, SftTrainer, not_finite, row_of
+from selfreward.training.common import Row, TrainContext, count_steps
 
 __all__ = ["dpo_trainer", "fit", "load_base", "open_checkpoints", "release", "save", "set_dropout", "sft_trainer", "workspace"]
 
 Columns = dict[str, list[list[int]]]
 
+_LOGGER = logging.getLogger("selfreward.training")
+_SCORING = 2
+"""Changes when the same arguments give other weights than before: no checkpoint of before is gone on from then."""
 _KEPT = ("grad_norm", "dpo_loss", "nll", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
 """What of TRL's and our own measurements goes into the history, besides step, loss and lr."""
-_TOLERANCE = 1e-4
-_TOLERANCE_BF16 = 2e-2
-"""How far the first DPO loss may lie from ln 2. With bf16 autocast the reference was computed in other batches, and a
-long answer's log-probability is only good to a few tenths."""
 
 
 # --- trainers -----------------------------------------------------------------------------------------------------
 
 
-class _Order(torch.utils.data.Sampler[int]):
-    """The row indices of each epoch; see `epoch_order`."""
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
-        self._epoch = 0
-        self.served: list[int] = []
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self.served.append(self._epoch)
-        return iter(epoch_order(self._lengths, self._batch_size, self._seed, self._epoch))
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-
-class _OursMixin(ResumingMixin):
-    """What is ours in both trainers."""
-
-    order: _Order
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> _Order:
-        return self.order
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset  # tokenised already, with our mask
-
-    def _send_telemetry(self) -> None:
-        """Nothing: a run talks to nobody."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
-        if not torch.isfinite(loss):
-            raise _not_finite("loss", loss.item(), self)
-        return loss
-
-
-class SftTrainer(_OursMixin, SFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer on our rows."""
-
-
-class DpoTrainer(_OursMixin, DPOTrainer):  # type: ignore[misc]
-    """TRL's DPOTrainer on our rows; splits the loss into its parts and checks that training starts at the reference."""
-
-    nll_weight: float = 0.0
-    dropout: float = 0.0
-    _checked = False
-
-    def resume(self, stored: Stored) -> None:
-        """As every trainer does; only the very first loss is ln 2, and that one was checked."""
-        super().resume(stored)
-        self._checked = stored.step > 0
-
-    def __init__(self, *args: Any, advance: Advance, **kwargs: Any) -> None:
-        """TRL takes the reference's log-probabilities in here; `advance` hears of every batch of pairs."""
-        self._advance = advance
-        super().__init__(*args, **kwargs)
-
-    def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
-        """TRL's log-probabilities of one batch, the chosen and the rejected answers'."""
-        logps: tuple[torch.Tensor, torch.Tensor] = super().compute_ref_log_probs(model, inputs)
-        self._advance(len(logps[0]))
-        return logps
-
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """TRL's loss, measured and checked."""
-        assert not return_outputs, "nothing here evaluates with TRL"
-        if self.dropout and not self._checked:
-            # With dropout the first loss is noise around ln 2: take a look without it first.
-            self.model.eval()
-            with torch.no_grad():
-                self._measured_loss(model, inputs)
-            self.model.train()
-        return self._measured_loss(model, inputs)
-
-    def _measured_loss(self, model: Any, inputs: Any) -> Any:
-        """TRL's loss; its two parts become metrics."""
-        loss = super().compute_loss(model, inputs)
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        num_pairs = len(inputs["input_ids"]) // 2  # TRL's collator puts the chosen answers first, then the rejected ones
-        num_tokens = inputs["completion_mask"][:num_pairs, 1:].sum().item()
-        nll = -metrics["logps/chosen"][-1] * num_pairs / num_tokens
-        dpo_loss = loss.item() - self.nll_weight * nll
-        metrics["nll"].append(nll)
-        metrics["dpo_loss"].append(dpo_loss)
-        if not self._checked:
-            self._check_start(dpo_loss)
-        return loss
-
-    def _check_start(self, dpo_loss: float) -> None:
-        """Raise TrainingError unless policy and reference agree before the first step."""
-        self._checked = True
-        tolerance = (_TOLERANCE_BF16 if self.args.bf16 else _TOLERANCE) * max(1.0, 10 * self.beta)
-        if math.isfinite(dpo_loss) and abs(dpo_loss - math.log(2)) > tolerance:
-            raise TrainingError(
-                f"the first DPO loss is {dpo_loss:.6f}, not ln 2 = {math.log(2):.6f}: the reference is not the model that "
-                f"training starts from (TRL {trl.__version__}); use the versions in constraints.txt"
-            )
-
-
-def sft_trainer(base: Base, columns: Columns, options: OptimConfig, seed: int, scratch: Path) -> SftTrainer:
+def sft_trainer(
+    base: Base, columns: Columns, options: OptimConfig, seed: int, scratch: Path, logger: logging.Logger = _LOGGER
+) -> SftTrainer:
     """TRL's trainer for rows of `input_ids` and `labels`."""
     _check_ids(base, columns["input_ids"])
     settings = _settings(options, base.device, seed, scratch)
     args = SFTConfig(**settings, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
-    return SftTrainer(
-        model=base.model, args=args, train_dataset=datasets.Dataset.from_dict(columns), processing_class=base.tokenizer
+    scorer = make_scorer(base.model, _rows(columns), base.device, logger)
+    trainer = SftTrainer(
+        model=base.model,
+        args=args,
+        data_collator=Collator(scorer),
+        train_dataset=datasets.Dataset.from_dict(columns),
+        processing_class=base.tokenizer,
     )
+    trainer.scorer = scorer
+    return trainer
 
 
 def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, scratch: Path, context: TrainContext) -> DpoTrainer:
@@ -174,6 +81,7 @@ def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, scratch: Path,
         max_length=None,
     )
     base.model.eval()  # the reference is taken without dropout
+    scorer = make_scorer(base.model, _rows(columns), base.device, context.logger)
     # TRL stores the log-probabilities beside the rows; those of rows in memory would stay in the temporary folder.
     datasets.Dataset.from_dict(columns).save_to_disk(scratch / "pairs")
     pairs = datasets.load_from_disk(scratch / "pairs")
@@ -184,7 +92,13 @@ def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, scratch: Path,
             context.stop.check()  # no step is lost here, and the pass over long data takes its time
 
         trainer = DpoTrainer(
-            model=base.model, args=args, train_dataset=pairs, processing_class=base.tokenizer, advance=advance_or_stop
+            model=base.model,
+            args=args,
+            data_collator=Collator(scorer),
+            train_dataset=pairs,
+            processing_class=base.tokenizer,
+            scorer=scorer,
+            advance=advance_or_stop,
         )
     trainer.nll_weight, trainer.dropout = options.nll_weight, options.dropout
     return trainer
@@ -217,6 +131,10 @@ def _settings(options: OptimConfig, device: str, seed: int, scratch: Path) -> di
     }
 
 
+def _rows(columns: Columns) -> list[Row]:
+    return [row_of(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+
+
 def _check_ids(base: Base, rows: Sequence[Sequence[int]]) -> None:
     """Raise ModelError when a token has no embedding: the tokenizer and the model do not belong together."""
     largest, size = max(map(max, rows)), base.model.get_input_embeddings().num_embeddings
@@ -236,6 +154,7 @@ def open_checkpoints(
     versions = current_versions()
     identity = {
         "training": context.keep.name,
+        "scoring": _SCORING,
         "kind": kind,
         "start": hash_model(base.path) if base.path.is_dir() else str(base.path),
         "rows": fingerprint(columns),
@@ -258,11 +177,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.check_restored()
-        # Gradients are clipped by now; clipping leaves NaN and infinity in place, as NaN.
-        gradients = [weight.grad for weight in self._trainer.model.parameters() if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._trainer.take_norm()
         if not torch.isfinite(norm):
-            raise _not_finite("gradient norm", norm.item(), self._trainer)
+            raise not_finite("gradient norm", norm.item(), self._trainer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._advance(1)
@@ -295,7 +212,7 @@ def fit(
     state is stored.
     """
     num_steps = count_steps(len(lengths), options)
-    trainer.order = _Order(lengths, options.batch_size, context.seed)
+    trainer.order = Order(lengths, options.batch_size, context.seed)
     trainer.remove_callback(PrinterCallback)
     trainer.checkpoints = checkpoints
     stored = checkpoints.load() if checkpoints else None
@@ -313,6 +230,7 @@ def fit(
             trainer.resume(stored)
             advance(stored.step)
         trainer.train(resume_from_checkpoint=str(stored.folder) if stored else None)
+    trainer.check_step()
     trainer.check_restored()  # resumed after its last step, it took none before which this is looked at
     check_finite(trainer)  # the last step's weights are the result, stored as a state or not
     logged = [entry["step"] for entry in watch.history]
@@ -324,13 +242,3 @@ def fit(
             f"{trl.__version__})"
         )
     return watch.history
-
-
-def _not_finite(what: str, value: float, trainer: Any) -> TrainingError:
-    state, args = trainer.state, trainer.args
-    kept = f". {trainer.checkpoints.kept()}" if trainer.checkpoints else ""
-    return TrainingError(
-        f"{what} is {value} at step {state.global_step + 1} of {state.max_steps}, stopped before the step; lower "
-        f"learning_rate (now {args.learning_rate}) or max_grad_norm (now {args.max_grad_norm}); at step 1 the start model's "
-        f"weights are the cause{kept}"
-    )
