@@ -92,10 +92,14 @@ def alpaca(  # noqa: PLR0913 - a command has as many parameters as it has option
         raise UsageError("give --annotations FILE for rates, or --model, --prompts and --outputs to write outputs")
     if glm is not None:
         raise UsageError(f"--glm {str(glm)!r} holds weights of published annotations; they do not fit another judge's")
-    from selfreward.eval_tools.alpaca import AlpacaOptions, alpaca_outputs
+    from selfreward.eval_tools.alpaca import alpaca_outputs
+    from selfreward.eval_tools.options import AlpacaOptions
     from selfreward.progress import RichProgress
 
-    options = AlpacaOptions(model, outputs, prompts, name, baseline, judge, rubric, limit, hard)
+    options = AlpacaOptions(
+        model=model, name=name, outputs=outputs, prompts=prompts, baseline=baseline, judge=judge, rubric=rubric, limit=limit,
+        difficulty=hard,
+    )  # fmt: skip
     summary = alpaca_outputs(options, _settings("alpaca", config_file, overrides), RichProgress())
     _show(summary, as_json, render_outputs)
 
@@ -114,12 +118,12 @@ def compare(  # noqa: PLR0913
     as_json: AsJson = False,
 ) -> None:
     """Two models or two files of outputs head to head: both orders, ties, intervals, position bias, length."""
-    from selfreward.eval_tools.compare import CompareOptions
     from selfreward.eval_tools.compare import compare as run_compare
+    from selfreward.eval_tools.options import CompareOptions
     from selfreward.progress import RichProgress
     from selfreward.report.contest_table import render_contest
 
-    options = CompareOptions(a, b, judge, rubric, prompts, out, limit)
+    options = CompareOptions(a=a, b=b, judge=judge, rubric=rubric, prompts=prompts, out=out, limit=limit)
     _show(run_compare(options, _settings("compare", config_file, overrides), RichProgress()), as_json, render_contest)
 
 
@@ -139,11 +143,15 @@ def mt_bench(  # noqa: PLR0913
     as_json: AsJson = False,
 ) -> None:
     """MT-Bench: two-turn answers and grades by category, in FastChat's file formats."""
-    from selfreward.eval_tools.mt_bench import DEFAULTS, BenchOptions, run_mt_bench
+    from selfreward.eval_tools.mt_bench import DEFAULTS, run_mt_bench
+    from selfreward.eval_tools.options import BenchOptions
     from selfreward.progress import RichProgress
     from selfreward.report.bench_table import render_bench
 
-    options = BenchOptions(model, questions, out, judge, references, rubric, name, temperature, limit)
+    options = BenchOptions(
+        model=model, name=name, questions=questions, out=out, judge=judge, references=references, rubric=rubric,
+        temperature=temperature, limit=limit,
+    )  # fmt: skip
     changed = overrides or [] if config_file else [*DEFAULTS, *(overrides or [])]
     _show(run_mt_bench(options, _settings("mt-bench", config_file, changed), RichProgress()), as_json, render_bench)
 
@@ -162,14 +170,15 @@ def tasks(  # noqa: PLR0913
     as_json: AsJson = False,
 ) -> None:
     """Standard tasks through lm-evaluation-harness, and for a run what its rounds cost in ability."""
-    from selfreward.eval_tools.tasks import TaskOptions, run_tasks
+    from selfreward.eval_tools.options import TaskOptions
+    from selfreward.eval_tools.tasks import run_tasks
     from selfreward.progress import RichProgress
     from selfreward.report.task_rows import render_tasks
 
     if of_run is not None and (overrides or config_file):
         raise UsageError("--run takes the run's own settings; leave --config and section.key=value out")
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
-    options = TaskOptions(names, model, out, of_run, include, num_fewshot, limit)
+    options = TaskOptions(tasks=names, model=model, out=out, run=of_run, include=include, num_fewshot=num_fewshot, limit=limit)
     _show(run_tasks(options, _settings("tasks", config_file, overrides), RichProgress()), as_json, render_tasks)
 
 

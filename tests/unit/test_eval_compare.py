@@ -12,7 +12,8 @@ from selfreward.artifacts import read_json, read_rows
 from selfreward.cli import app
 from selfreward.config import default_config
 from selfreward.errors import SelfRewardError, UsageError
-from selfreward.eval_tools.compare import CompareOptions, compare
+from selfreward.eval_tools.compare import compare
+from selfreward.eval_tools.options import CompareOptions
 from selfreward.evals.contest import Outcome, contest_counts, contest_figures, position_sentence
 from selfreward.evals.head_to_head import Comparison, Contest
 from selfreward.progress import NullProgress
@@ -27,7 +28,7 @@ def outputs(path: Path, generator: str, texts: dict[str, str]) -> str:
 
 
 def run(a: str, b: str, judge: str, **options: Any) -> dict[str, Any]:
-    return compare(CompareOptions(a, b, judge, **options), default_config("compare"), NullProgress())
+    return compare(CompareOptions(a=a, b=b, judge=judge, **options), default_config("compare"), NullProgress())
 
 
 ALWAYS_A = {".": "Both have merits.\nVerdict: A"}

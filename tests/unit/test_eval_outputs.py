@@ -12,7 +12,8 @@ from selfreward.artifacts import read_json, write_rows
 from selfreward.cli import app
 from selfreward.config import default_config
 from selfreward.errors import DataError, SelfRewardError, UsageError
-from selfreward.eval_tools.alpaca import AlpacaOptions, alpaca_outputs
+from selfreward.eval_tools.alpaca import alpaca_outputs
+from selfreward.eval_tools.options import AlpacaOptions
 from selfreward.evals.alpaca_eval import read_annotations
 from selfreward.evals.outputs import BASELINE_KEYS, ModelOutput, keyed, matched, read_instructions, read_outputs
 from selfreward.progress import NullProgress
@@ -39,7 +40,7 @@ def script(path: Path, replies: dict[str, str], **changes: Any) -> str:
 
 def run(tmp_path: Path, model: str, **options: Any) -> dict[str, Any]:
     options = {"outputs": tmp_path / "out.json", "prompts": tmp_path / "set.json"} | options
-    return alpaca_outputs(AlpacaOptions(model, **options), default_config("alpaca"), NullProgress())
+    return alpaca_outputs(AlpacaOptions(model=model, **options), default_config("alpaca"), NullProgress())
 
 
 ANSWERS = {"fruit": "plum", "bird": "owl owl", "town": "Lund"}

@@ -7,14 +7,14 @@ of another judge compare with each other and not with the leaderboard.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from selfreward.artifacts import Run, read_json
 from selfreward.config import Config
 from selfreward.errors import UsageError
 from selfreward.eval_tools.duel import Duel, contests_of, duel_judge, run_duel
+from selfreward.eval_tools.options import AlpacaOptions
 from selfreward.eval_tools.sides import Side, open_side, outputs_of
 from selfreward.eval_tools.small import check_out, small_run, without_training
 from selfreward.evals.alpaca_eval import BASELINE_WINS, MODEL_WINS, evaluate_alpaca, read_annotations
@@ -23,26 +23,6 @@ from selfreward.progress import Progress
 
 DRAW = (BASELINE_WINS + MODEL_WINS) / 2
 _PREFERENCES = {"win": MODEL_WINS, "lose": BASELINE_WINS, "tie": DRAW}
-
-
-@dataclass(frozen=True, slots=True)
-class AlpacaOptions:
-    """What the command line says. `model` may also be outputs that are there."""
-
-    model: str
-    outputs: Path
-    prompts: Path | None = None
-    name: str | None = None
-    baseline: Path | None = None
-    judge: str | None = None
-    rubric: str | None = None
-    limit: int | None = None
-    difficulty: Mapping[str, float] | None = None
-
-    @property
-    def annotations(self) -> Path:
-        """Where annotations go: beside the outputs."""
-        return self.outputs.with_name(f"{self.outputs.stem}.annotations.json")
 
 
 def alpaca_outputs(options: AlpacaOptions, config: Config, progress: Progress) -> dict[str, Any]:

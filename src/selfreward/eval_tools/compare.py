@@ -1,7 +1,6 @@
 """Two models, or two files of outputs, head to head by any judge; no run is needed."""
 
 import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from selfreward.artifacts import derive_seed, to_plain, write_bytes, write_rows
 from selfreward.config import Config
 from selfreward.errors import UsageError
 from selfreward.eval_tools.duel import contests_of, duel_judge, run_duel
+from selfreward.eval_tools.options import CompareOptions
 from selfreward.eval_tools.sides import open_side, outputs_of
 from selfreward.eval_tools.small import check_out, small_run, without_training
 from selfreward.evals.contest import (
@@ -25,19 +25,6 @@ from selfreward.evals.outputs import matched, read_instructions
 from selfreward.progress import Progress
 
 SUFFIXES = (".parquet", ".jsonl")
-
-
-@dataclass(frozen=True, slots=True)
-class CompareOptions:
-    """What the command line says. `a` and `b`: models or outputs."""
-
-    a: str
-    b: str
-    judge: str
-    rubric: str | None = None
-    prompts: Path | None = None
-    out: Path | None = None
-    limit: int | None = None
 
 
 def compare(options: CompareOptions, config: Config, progress: Progress) -> dict[str, Any]:
