@@ -1,6 +1,7 @@
 """`selfreward eval ...`: evaluate a run, or models and files without one. Heavy imports stay inside the commands."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from selfreward.errors import UsageError
+from selfreward.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from selfreward.config import Config
@@ -83,8 +84,13 @@ def alpaca(  # noqa: PLR0913 - a command has as many parameters as it has option
 
     hard = read_difficulty(difficulty) if difficulty else None
     if annotations is not None:
-        if model or outputs or prompts or baseline or judge:
-            raise UsageError("--annotations FILE is all that is needed for rates; leave --model and what belongs to it out")
+        _refuse_idle(
+            {
+                "--model": model, "--outputs": outputs, "--prompts": prompts, "--baseline": baseline, "--judge": judge,
+                "--name": name, "--rubric": rubric, "--limit": limit, "--config": config_file,
+                "section.key=value": " ".join(overrides or []) or None,
+            }
+        )  # fmt: skip
         result = _alpaca_rates(annotations, glm, hard)
         _show(result, as_json, render_alpaca)
         return
@@ -182,6 +188,15 @@ def tasks(  # noqa: PLR0913
     _show(run_tasks(options, _settings("tasks", config_file, overrides), RichProgress()), as_json, render_tasks)
 
 
+def _refuse_idle(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that would change nothing."""
+    given = [f"{option} {value}" for option, value in options.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"--annotations FILE needs --glm and --difficulty at most; leave {', '.join(given)} out, or leave --annotations out"
+        )
+
+
 def _alpaca_rates(annotations: Path, glm: Path | None, hard: dict[str, float] | None) -> dict[str, Any]:
     from selfreward.evals.alpaca_eval import evaluate_alpaca, read_annotations, read_weights
 
@@ -199,3 +214,5 @@ def _settings(name: str, config_file: Path | None, overrides: list[str] | None) 
 
 def _show(result: dict[str, Any], as_json: bool, render: Any) -> None:
     typer.echo(json.dumps(result, indent=1) if as_json else render(result))
+    if result.get("problem"):
+        raise RunError(result["problem"])

@@ -48,8 +48,8 @@ def test_only_models_with_wins_both_ways_have_intervals():
 
 
 def test_a_resample_without_a_model_says_nothing_about_it():
-    """The three games of c are ties with b, so c is as strong as b. One resample in twenty has none of them; counted as strength
-    0 they would be the low end of c's interval."""
+    """The three games of c are ties with b, so c is as strong as b. One resample in twenty has none of them; counted as
+    strength 0 these would be the low end of c's interval."""
     found = rank_models(["a", "b", "c"], [*games("b", "a", 33, 0, 4), *games("c", "b", 0, 3, 0)], seed=1, samples=600)
     assert found["c"].value == pytest.approx(found["b"].value, abs=1e-3)
     assert found["b"].low > 1

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from selfreward.artifacts import read_json
 from selfreward.cli import app
 from selfreward.config import default_config
-from selfreward.errors import DataError, SelfRewardError, UsageError
+from selfreward.errors import DataError, RunError, SelfRewardError, UsageError
 from selfreward.eval_tools.mt_bench import DEFAULTS, run_mt_bench
 from selfreward.eval_tools.options import BenchOptions
 from selfreward.evals.mt_bench import (
@@ -263,7 +263,13 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*arguments, "--judge", judge_of(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["categories"][-1]["category"] == "all"
-    assert "category" in CliRunner().invoke(app, [*arguments, "--judge", f"scripted:{tmp_path / 'judge.json'}"]).stdout
+    shown = CliRunner().invoke(app, [*arguments, "--judge", f"scripted:{tmp_path / 'judge.json'}"])
+    assert (shown.exit_code, "category" in shown.stdout) == (0, True)
+    silent = CliRunner().invoke(app, [*arguments, "--judge", script(tmp_path / "silent.json", {".": "fine"})])
+    assert isinstance(silent.exception, RunError), "a table without one grade is no result"
+    assert "silent gave no grade at all (no score in the reply 6); a reply is 'fine'" in str(silent.exception)
+    table = [line for line in silent.stdout.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, table)) <= 80
 
 
 @pytest.mark.skipif(not QUESTIONS.is_file(), reason="no ../shared/data/mt_bench_questions.jsonl beside the repository")

@@ -24,6 +24,7 @@ from selfreward.eval_tools.answering import ask, is_answered
 from selfreward.eval_tools.options import BenchOptions
 from selfreward.eval_tools.sides import model_label
 from selfreward.eval_tools.small import check_names, do_stage, folder_run, without_training
+from selfreward.eval_tools.unread import nothing_read
 from selfreward.evals.judging import RankedResponse, judge_responses
 from selfreward.evals.mt_bench import (
     OTHER_TEMPERATURE,
@@ -99,6 +100,7 @@ def run_mt_bench(options: BenchOptions, config: Config, progress: Progress) -> d
             "dropped": dropped,
             "truncated": sum(turn.finish_reason == "length" for turn in turns),
             "judge": None,
+            "problem": None,
         }
         if rubric is not None:
             summary |= _grade(work, rubric, turns, references)
@@ -217,6 +219,8 @@ def _grade(work: _Work, rubric: Rubric, turns: Sequence[Turn], references: Mappi
     rows = grade_rows(work.name, (label, rubric.name), work.questions, asked, graded)
     write_lines(path, merged_grades(path, work.name, rows))
     needed = [question for question in work.questions if question.category in REFERENCED]
+    votes, told = [vote for item in graded for vote in item.votes], describe(graded)
+    failed = votes and all(item.score is None for item in graded)
     seed = partial(derive_seed, config.random_seed, "mt-bench")
     return {
         "judge": label,
@@ -224,9 +228,10 @@ def _grade(work: _Work, rubric: Rubric, turns: Sequence[Turn], references: Mappi
         "rubric_hash": rubric.content_hash,
         "scale": list(rubric.scale),
         "judgments": str(path),
-        "votes": describe(graded),
+        "votes": told,
         "references": {"needed": len(needed), "given": sum(question.id in references for question in needed)},
         "categories": category_table(work.questions, graded, seed, config.eval.bootstrap_samples),
+        "problem": nothing_read(f"{label} gave no grade", rubric, told["failures"], votes) if failed else None,
     }
 
 

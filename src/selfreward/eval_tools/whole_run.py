@@ -117,5 +117,5 @@ def _judge(config: Config, ranking: Mapping[str, Any] | None) -> dict[str, Any]:
             "eval.head_to_head=none: nobody compares the models; name a --judge" if config.eval.head_to_head == "none" else None
         )
         return {"name": None, "why_not": why or "one model alone has nobody to be compared with"}
-    keys = ("rubric", "no_strengths", "first_position", "position_biased", "position")
-    return {"name": ranking["judge"], "why_not": None} | {key: ranking[key] for key in keys}
+    keys = ("rubric", "no_strengths", "unbounded", "first_position", "position_biased", "position")
+    return {"name": ranking["judge"], "why_not": None} | {key: ranking.get(key) for key in keys}

@@ -32,7 +32,7 @@ def _rankings(run_dir: RunDir, names: Sequence[str]) -> Iterator[dict[str, Any]]
         document = read_json(folder / "ranking.json")
         yield {
             "judge": document["judge"] + (f" by {document['rubric']}, both orders" if document["rubric"] else ""),
-            "notes": [document[key] for key in ("position", "no_strengths") if document[key]],
+            "notes": [text for key in ("position", "no_strengths", "unbounded") if (text := document.get(key))],
             "biased": bool(document["position_biased"]),
             "rows": [_ranking_row(document, name, names) for name in names],
             "names": [name.upper() for name in names[:-1]],

@@ -63,7 +63,7 @@ def render_run(document: Json, width: int = 80) -> str:
         unread, all_of_them = (sum(count[key] for count in counts) for key in ("no_verdict", "contests"))
         missing = f" {unread:,} of {all_of_them:,} comparisons have no readable verdict and count nowhere." if unread else ""
         parts.append(f"All pairs of models were compared by {judge['name']}{by}.{missing}")
-        parts += [text for key in ("no_strengths", "position") if (text := judge[key])]
+        parts += [text for key in ("no_strengths", "unbounded", "position") if (text := judge[key])]
     if document["tax"]:
         parts.append(render_tax(document["tax"]))
     if document["is_real"] and (rows := paper_rows(models)):
