@@ -22,7 +22,7 @@ from selfreward.errors import EngineError, MissingExtraError, UsageError
 from selfreward.eval_tools.options import TaskOptions
 from selfreward.eval_tools.sides import model_label
 from selfreward.eval_tools.small import check_names, do_stage, folder_run, without_training
-from selfreward.eval_tools.whole_run import finished_stage, run_config
+from selfreward.eval_tools.whole_run import finished_stage, run_config, set_stale_aside
 from selfreward.evals.harness import read_results
 from selfreward.preflight import check_writer
 from selfreward.progress import Progress
@@ -61,6 +61,8 @@ def run_tasks(options: TaskOptions, config: Config, progress: Progress) -> dict[
     alone = None if options.model is None else _of_model(options.model, config)
     harness = need_harness()
     with _open(options, config, progress) as run:
+        if alone is None:
+            set_stale_aside(run, "tasks")
         results = {}
         for candidate in _of_run(run) if alone is None else [alone]:
             results[candidate.name] = _tasks_of(run, candidate, options, harness)

@@ -13,11 +13,15 @@ from selfreward.evals.diversity import mean_overlap
 from selfreward.evals.evaluate import evaluate
 from selfreward.evals.judge_quality import ORDER_RULE, TIE_RULE
 from selfreward.evals.outputs import EVALUATION_TABLE
+from selfreward.planning import supersede
 from selfreward.progress import Progress
+from selfreward.report.evaluated import evaluated_stages
+from selfreward.report.html import write_report
 from selfreward.report.paper import is_real
 from selfreward.report.reading import read_record
-from selfreward.report.summary import build_summary
+from selfreward.report.summary import write_summary
 from selfreward.report.task_rows import read_tasks, tax_rows
+from selfreward.texts import counted
 from selfreward.types import EvalOutput
 
 JUDGE_FIGURES = (
@@ -36,12 +40,14 @@ def evaluate_run(root: Path, judge: str | None, progress: Progress) -> dict[str,
         models = _evaluated(run)
         if not models:
             raise UsageError(f"{root} holds no finished model; run its config first")
+        set_stale_aside(run, "ranking")
         duel = judge_of_run(run, models, judge)
         ranking = None
         if duel is not None and len(models) > 1:
             ranking = read_json(rank_run(run, models, duel).path / "ranking.json")
         done = dict(run.num_stages)
-    summary = build_summary(run.dir)
+        summary = write_summary(run.dir)
+        write_report(run.dir, summary)
     rows = [_row(run, model, models[:place], summary, ranking) for place, model in enumerate(models)]
     tasks = read_tasks(run.dir, [model.name for model in models])
     document = {
@@ -52,7 +58,9 @@ def evaluate_run(root: Path, judge: str | None, progress: Progress) -> dict[str,
         "models": [row | {"tasks": tasks.get(model.name, {})} for row, model in zip(rows, models, strict=True)],
         "pairs": ranking["pairs"] if ranking else {},
         "tax": tax_rows(tasks, [model.name for model in models]),
+        "stale": [stage.key for stage in evaluated_stages(run.dir) if stage.state == "stale"],
         "rules": {"ties": TIE_RULE, "orders": ORDER_RULE},
+        "report": str(run.dir.report),
     }
     plain: dict[str, Any] = json.loads(json.dumps(document, default=to_plain))
     return plain
@@ -65,6 +73,16 @@ def run_config(root: Path) -> Config:
     config = parse_config(read_json(root / "config.json"), origin=str(root / "config.json"))
     place = root if root.name else root.absolute()
     return config.model_copy(update={"run_dir": str(place.parent), "name": place.name})
+
+
+def set_stale_aside(run: Run, place: str) -> None:
+    """Move what `selfreward eval` made in `place` of models that were replaced since: it is done again for those of now."""
+    stale = [stage for stage in evaluated_stages(run.dir) if stage.state == "stale" and stage.key.startswith(f"{place}/")]
+    moved = supersede(run.dir, [stage.key for stage in stale], f"eval-{place}")
+    if moved is not None:
+        groups = ", ".join(dict.fromkeys(stage.group for stage in stale))
+        run.progress.say(f"{groups}: of models that were replaced since; {counted(len(stale), 'stage')} moved to {moved}")
+        run.logger.info("evaluations moved aside", extra={"data": {"stages": [s.key for s in stale], "to": str(moved)}})
 
 
 def _evaluated(run: Run) -> list[Evaluated]:
