@@ -51,14 +51,19 @@ RubricName = Annotated[str | None, typer.Option(help="A shipped rubric's name or
 def run(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME.")],
     judge: Annotated[str | None, typer.Option(help="Who compares all models, in place of the run's own judge.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="YAML config whose endpoints --judge may name.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate what a run lacks, compare all its models, and print one row a model."""
+    from selfreward.config import load_config
     from selfreward.eval_tools.whole_run import evaluate_run
     from selfreward.progress import RichProgress
     from selfreward.report.run_table import render_run
 
-    _show(evaluate_run(run_folder, judge, RichProgress()), as_json, render_run)
+    if config_file is not None and judge is None:
+        raise UsageError(f"--config {str(config_file)!r} describes endpoints for --judge; name one: --judge endpoint:NAME")
+    endpoints = load_config(config_file, []).endpoints if config_file else {}
+    _show(evaluate_run(run_folder, judge, RichProgress(), endpoints), as_json, render_run)
 
 
 @app.command()

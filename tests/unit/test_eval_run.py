@@ -10,10 +10,10 @@ import pytest
 from test_evals_evaluate import JUDGE, RANKED
 from typer.testing import CliRunner
 
-from selfreward.artifacts import Run, RunDir, Stage, read_json, read_rows
+from selfreward.artifacts import Run, RunDir, Stage, read_json, read_rows, write_json
 from selfreward.cli import app
 from selfreward.config import parse_config
-from selfreward.errors import UsageError
+from selfreward.errors import DriftError, UsageError
 from selfreward.eval_tools.whole_run import evaluate_run, finished_stage, run_config
 from selfreward.evals.bradley_terry import Game, rank_models
 from selfreward.evals.head_to_head import Comparison
@@ -204,6 +204,17 @@ def test_the_table_has_a_row_a_model(trial: Trial) -> None:
     assert [row["model"] for row in json.loads(printed.stdout)["models"]] == ["SFT", "M1", "M2"]
 
 
+def test_an_evaluation_of_other_settings_names_the_ways_on(trial: Trial) -> None:
+    root = trial.make()
+    evaluate_run(root, None, NullProgress())
+    path = evals_of(root, "m1") / "record.json"
+    record = read_json(path)
+    record["sections"]["rubric"] = "0" * 16
+    write_json(path, record | {"fingerprint": "0" * 16})
+    with pytest.raises(DriftError, match=r"stage 'm1/evals' .*sections.rubric.*--accept-drift.*--from STAGE"):
+        evaluate_run(root, None, NullProgress())
+
+
 def test_a_wide_table_goes_on_below(trial: Trial) -> None:
     """More rounds and longer figures than fit: nothing is cut, and every block names its rows."""
     document = evaluate_run(trial.make(num_rounds=4), None, NullProgress())
@@ -212,7 +223,7 @@ def test_a_wide_table_goes_on_below(trial: Trial) -> None:
         row["tasks"] = {"arc_easy": {"value": 1.0 - number / 8, "low": 0.5, "high": 1.0, "n": 2376}}
     lines = render_run(document).splitlines()
     assert max(map(len, lines[:-1])) <= 80
-    assert sum(line.startswith("± half a 95 % interval") for line in lines) == 2
+    assert sum(line.startswith("± half 95 % interval") for line in lines) == 2
     [tasks] = [line for line in lines if line.startswith("task arc_easy %") and "100.0 ±25.0" in line]
     assert tasks.count("±25.0") >= 2
     assert sum(line.split()[0] == "M5" for line in lines if line) == 2, "the table of all figures and what did not fit in it"

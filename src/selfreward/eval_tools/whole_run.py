@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from selfreward.artifacts import Artifact, Run, derive_seed, read_json, read_rows, to_plain
-from selfreward.config import Config, parse_config
-from selfreward.errors import UsageError
+from selfreward.config import Config, EndpointConfig, parse_config
+from selfreward.errors import DriftError, UsageError
 from selfreward.eval_tools.ranking import Evaluated, judge_of_run, rank_run
 from selfreward.evals.diversity import mean_overlap
 from selfreward.evals.evaluate import evaluate
@@ -32,12 +32,24 @@ ANSWER_FIGURES = ("oracle_mean", "oracle_exact", "mean_length", "mean_tokens", "
 _CONTEST = ("win_rate", "tie_rate", "lose_rate", "net", "longer_won")
 
 
-def evaluate_run(root: Path, judge: str | None, progress: Progress) -> dict[str, Any]:
+def evaluate_run(
+    root: Path, judge: str | None, progress: Progress, endpoints: Mapping[str, EndpointConfig] | None = None
+) -> dict[str, Any]:
     """Everything about the finished models of the run in `root`, as plain values; `judge` compares them in place of the run's
-    own. Raises UsageError where `root` is no run or holds no finished model, and what stages raise."""
+    own, and may be one of `endpoints` beside the run's own ones, whose settings then tell of it. Writes summary.json and
+    report.html again. Raises UsageError where `root` is no run or holds no finished model, and what stages raise."""
     config = run_config(root)
+    if endpoints:
+        config = config.model_copy(update={"endpoints": {**config.endpoints, **endpoints}})
     with Run.open(config, progress) as run:
-        models = _evaluated(run)
+        try:
+            models = _evaluated(run)
+        except DriftError as error:
+            why = str(error).partition(" Set another")[0]
+            raise DriftError(
+                f"{why} `selfreward run` with this run's config says all that differs; with --accept-drift it writes down that "
+                "finished stages are reused as they are, and with --from STAGE it does them again"
+            ) from error
         if not models:
             raise UsageError(f"{root} holds no finished model; run its config first")
         set_stale_aside(run, "ranking")

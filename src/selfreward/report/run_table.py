@@ -33,13 +33,13 @@ def _signed(value: float) -> str:
 
 
 COLUMNS: Mapping[str, tuple[str, str, _Write]] = {
-    "strength": ("BT", "strength (BT, SFT = 0)", _signed),
+    "strength": ("BT", "BT strength, SFT = 0", _signed),
     "judge_pairwise": ("pair\n%", "judge: pairs right %", _percent),
     "judge_five_best": ("5bst\n%", "judge: 5-best %", _percent),
     "judge_exact_match": ("ord.\n%", "judge: order right %", _percent),
     "judge_spearman": ("rho", "judge: Spearman rho", _ratio),
     "judge_kendall": ("tau", "judge: Kendall tau-b", _ratio),
-    "judge_mean": ("own", "judge: own mean score", _score),
+    "judge_mean": ("own", "judge: mean score", _score),
     "judge_tied": ("tied\n%", "judge: pairs tied %", _percent),
     "mean_length": ("chars", "length, characters", _count),
     "distinct_2": ("dis2", "distinct-2", _ratio),
@@ -47,7 +47,7 @@ COLUMNS: Mapping[str, tuple[str, str, _Write]] = {
     "oracle_mean": ("orac", "oracle, 0-5", _score),
 }
 """Figure -> short heading, name, how it is written."""
-CONTESTS = {"against_previous": ("prev\nw/l%", "the one before"), "against_sft": ("SFT\nw/l%", "SFT")}
+CONTESTS = {"against_previous": ("prev\nw/l%", "previous"), "against_sft": ("SFT\nw/l%", "SFT")}
 
 
 def render_run(document: Json, width: int = 80) -> str:
@@ -112,7 +112,7 @@ def _blocks(labels: Sequence[str], columns: Sequence[Sequence[str]], gap: str, w
 
 def _intervals(models: Sequence[Json], width: int) -> str:
     """Figures down, models across, each with half of its 95 % interval; n is the last model's."""
-    lines = [["± half a 95 % interval", *(model["model"] for model in models), f"n, {models[-1]['model']}"]]
+    lines = [["± half 95 % interval", *(model["model"] for model in models), f"n, {models[-1]['model']}"]]
     for key, (_, name) in CONTESTS.items():
         for figure, word in (("win_rate", "beats"), ("lose_rate", "loses to")):
             found = [model[key][figure] if model[key] else None for model in models]
