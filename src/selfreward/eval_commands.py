@@ -1,6 +1,7 @@
 """`selfreward eval ...`: evaluate a run, or models and files without one. Heavy imports stay inside the commands."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from selfreward.errors import UsageError
+from selfreward.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from selfreward.config import Config
@@ -50,14 +51,19 @@ RubricName = Annotated[str | None, typer.Option(help="A shipped rubric's name or
 def run(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME.")],
     judge: Annotated[str | None, typer.Option(help="Who compares all models, in place of the run's own judge.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="YAML config whose endpoints --judge may name.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate what a run lacks, compare all its models, and print one row a model."""
+    from selfreward.config import load_config
     from selfreward.eval_tools.whole_run import evaluate_run
     from selfreward.progress import RichProgress
     from selfreward.report.run_table import render_run
 
-    _show(evaluate_run(run_folder, judge, RichProgress()), as_json, render_run)
+    if config_file is not None and judge is None:
+        raise UsageError(f"--config {str(config_file)!r} describes endpoints for --judge; name one: --judge endpoint:NAME")
+    endpoints = load_config(config_file, []).endpoints if config_file else {}
+    _show(evaluate_run(run_folder, judge, RichProgress(), endpoints), as_json, render_run)
 
 
 @app.command()
@@ -83,8 +89,13 @@ def alpaca(  # noqa: PLR0913 - a command has as many parameters as it has option
 
     hard = read_difficulty(difficulty) if difficulty else None
     if annotations is not None:
-        if model or outputs or prompts or baseline or judge:
-            raise UsageError("--annotations FILE is all that is needed for rates; leave --model and what belongs to it out")
+        _refuse_idle(
+            {
+                "--model": model, "--outputs": outputs, "--prompts": prompts, "--baseline": baseline, "--judge": judge,
+                "--name": name, "--rubric": rubric, "--limit": limit, "--config": config_file,
+                "section.key=value": " ".join(overrides or []) or None,
+            }
+        )  # fmt: skip
         result = _alpaca_rates(annotations, glm, hard)
         _show(result, as_json, render_alpaca)
         return
@@ -92,10 +103,14 @@ def alpaca(  # noqa: PLR0913 - a command has as many parameters as it has option
         raise UsageError("give --annotations FILE for rates, or --model, --prompts and --outputs to write outputs")
     if glm is not None:
         raise UsageError(f"--glm {str(glm)!r} holds weights of published annotations; they do not fit another judge's")
-    from selfreward.eval_tools.alpaca import AlpacaOptions, alpaca_outputs
+    from selfreward.eval_tools.alpaca import alpaca_outputs
+    from selfreward.eval_tools.options import AlpacaOptions
     from selfreward.progress import RichProgress
 
-    options = AlpacaOptions(model, outputs, prompts, name, baseline, judge, rubric, limit, hard)
+    options = AlpacaOptions(
+        model=model, name=name, outputs=outputs, prompts=prompts, baseline=baseline, judge=judge, rubric=rubric, limit=limit,
+        difficulty=hard,
+    )  # fmt: skip
     summary = alpaca_outputs(options, _settings("alpaca", config_file, overrides), RichProgress())
     _show(summary, as_json, render_outputs)
 
@@ -114,12 +129,12 @@ def compare(  # noqa: PLR0913
     as_json: AsJson = False,
 ) -> None:
     """Two models or two files of outputs head to head: both orders, ties, intervals, position bias, length."""
-    from selfreward.eval_tools.compare import CompareOptions
     from selfreward.eval_tools.compare import compare as run_compare
+    from selfreward.eval_tools.options import CompareOptions
     from selfreward.progress import RichProgress
     from selfreward.report.contest_table import render_contest
 
-    options = CompareOptions(a, b, judge, rubric, prompts, out, limit)
+    options = CompareOptions(a=a, b=b, judge=judge, rubric=rubric, prompts=prompts, out=out, limit=limit)
     _show(run_compare(options, _settings("compare", config_file, overrides), RichProgress()), as_json, render_contest)
 
 
@@ -139,11 +154,15 @@ def mt_bench(  # noqa: PLR0913
     as_json: AsJson = False,
 ) -> None:
     """MT-Bench: two-turn answers and grades by category, in FastChat's file formats."""
-    from selfreward.eval_tools.mt_bench import DEFAULTS, BenchOptions, run_mt_bench
+    from selfreward.eval_tools.mt_bench import DEFAULTS, run_mt_bench
+    from selfreward.eval_tools.options import BenchOptions
     from selfreward.progress import RichProgress
     from selfreward.report.bench_table import render_bench
 
-    options = BenchOptions(model, questions, out, judge, references, rubric, name, temperature, limit)
+    options = BenchOptions(
+        model=model, name=name, questions=questions, out=out, judge=judge, references=references, rubric=rubric,
+        temperature=temperature, limit=limit,
+    )  # fmt: skip
     changed = overrides or [] if config_file else [*DEFAULTS, *(overrides or [])]
     _show(run_mt_bench(options, _settings("mt-bench", config_file, changed), RichProgress()), as_json, render_bench)
 
@@ -162,15 +181,25 @@ def tasks(  # noqa: PLR0913
     as_json: AsJson = False,
 ) -> None:
     """Standard tasks through lm-evaluation-harness, and for a run what its rounds cost in ability."""
-    from selfreward.eval_tools.tasks import TaskOptions, run_tasks
+    from selfreward.eval_tools.options import TaskOptions
+    from selfreward.eval_tools.tasks import run_tasks
     from selfreward.progress import RichProgress
     from selfreward.report.task_rows import render_tasks
 
     if of_run is not None and (overrides or config_file):
         raise UsageError("--run takes the run's own settings; leave --config and section.key=value out")
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
-    options = TaskOptions(names, model, out, of_run, include, num_fewshot, limit)
+    options = TaskOptions(tasks=names, model=model, out=out, run=of_run, include=include, num_fewshot=num_fewshot, limit=limit)
     _show(run_tasks(options, _settings("tasks", config_file, overrides), RichProgress()), as_json, render_tasks)
+
+
+def _refuse_idle(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that would change nothing."""
+    given = [f"{option} {value}" for option, value in options.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"--annotations FILE needs --glm and --difficulty at most; leave {', '.join(given)} out, or leave --annotations out"
+        )
 
 
 def _alpaca_rates(annotations: Path, glm: Path | None, hard: dict[str, float] | None) -> dict[str, Any]:
@@ -190,3 +219,5 @@ def _settings(name: str, config_file: Path | None, overrides: list[str] | None) 
 
 def _show(result: dict[str, Any], as_json: bool, render: Any) -> None:
     typer.echo(json.dumps(result, indent=1) if as_json else render(result))
+    if result.get("problem"):
+        raise RunError(result["problem"])

@@ -22,6 +22,8 @@ NOTHING = Estimate(None, None, None, 0)
 Units = Mapping[str, tuple[float, float]]
 """Unit id -> (value, weight)."""
 _Floats = npt.NDArray[np.float64]
+_NO_SPREAD = 1e-9
+"""Ends of an interval that differ by less than this differ by rounding."""
 _BLOCK = 2_000_000
 """Resampled indices held at a time; bounds the memory of a bootstrap."""
 
@@ -35,13 +37,18 @@ def wilson(successes: int, n: int) -> Estimate:
         raise ValueError(f"successes={successes} must lie in 0..n, n={n}")
     if n == 0:
         return NOTHING
-    share = successes / n
+    return score_interval(successes / n, n)
+
+
+def score_interval(share: float, n: int) -> Estimate:
+    """Wilson's score interval of a share over `n` >= 1 units, which need not be yes/no trials: no share in 0..1 varies more
+    than one of those, so that it is wide enough for any."""
     spread = 1 + Z**2 / n
     middle = (share + Z**2 / (2 * n)) / spread
     half = Z * float(np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))) / spread
     # At 0 and n the bound is the value itself; rounding must not push it past.
-    low = 0.0 if successes == 0 else max(0.0, middle - half)
-    high = 1.0 if successes == n else min(1.0, middle + half)
+    low = 0.0 if share == 0 else max(0.0, middle - half)
+    high = 1.0 if share == 1 else min(1.0, middle + half)
     return Estimate(share, low, high, n)
 
 
@@ -63,10 +70,10 @@ def bootstrap_mean(units: Units, seed: int, samples: int) -> Estimate:
 
 
 def bootstrap_share(units: Units, seed: int, samples: int) -> Estimate:
-    """Like `bootstrap_mean` for a share in 0..1, but honest at the ends.
+    """Like `bootstrap_mean` for a share in 0..1, but honest where the units do not differ.
 
-    When every unit is 0 or every unit is 1, resampling shows no spread at all; the interval is then Wilson's with
-    the units as trials.
+    When every unit is 0, every unit is 1, or all are alike between (contests that all tied), resampling shows no spread at
+    all; the interval is then Wilson's with the units as trials.
     """
     estimate = bootstrap_mean(units, seed, samples)
     if estimate.value is None:
@@ -75,6 +82,8 @@ def bootstrap_share(units: Units, seed: int, samples: int) -> Estimate:
         raise ValueError(f"a share must lie in 0..1, got {estimate.value}")
     if estimate.value in (0.0, 1.0):
         return wilson(int(estimate.value) * estimate.n, estimate.n)
+    if estimate.low is not None and estimate.high is not None and estimate.high - estimate.low < _NO_SPREAD:
+        return score_interval(estimate.value, estimate.n)
     return estimate
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 from selfreward.cli import app
-from selfreward.errors import DataError
+from selfreward.errors import DataError, UsageError
 from selfreward.evals.alpaca_eval import (
     Annotation,
     Weights,
@@ -24,6 +25,9 @@ from selfreward.evals.alpaca_eval import (
 DATA = Path(__file__).parents[3] / "shared" / "data" / "alpaca_eval"
 MODELS = ["humpback-llama2-70b", "gpt-3.5-turbo-1106", "vicuna-7b-v1.5"]
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data/alpaca_eval beside the repository")
+
+
+ROW = {"instruction": "x", "output_1": "a", "output_2": "b", "preference": 1}
 
 
 def rows(*preferences: float | None) -> list[Annotation]:
@@ -67,6 +71,44 @@ def test_a_model_that_always_wins_has_a_finite_rate():
     assert result.win_rate == 100
 
 
+@pytest.mark.parametrize(("preference", "wins"), [(2.0, 12), (1.0, 0), (None, 6)])
+def test_preferences_that_are_all_equal_do_not_make_a_rate_certain(preference, wins):
+    result = evaluate_alpaca(rows(*[preference] * 12))
+    oracle = stats.binomtest(wins, 12).proportion_ci(method="wilson")
+    ends = (result.length_controlled_low, result.length_controlled_high)
+    assert ends == pytest.approx((100 * oracle.low, 100 * oracle.high))
+    kept = evaluate_alpaca(rows(*[preference] * 12), None, Weights(-1.0, 0.0, 0.3))
+    assert kept.length_controlled_low == kept.length_controlled_high, "given weights say all there is to say"
+
+
+def test_the_weights_of_a_model_that_nobody_named(tmp_path):
+    file = tmp_path / "weights.json"
+    file.write_text(json.dumps({"m": {"glm": {}}}))
+    with pytest.raises(DataError, match=r"has weights of 'm', and the annotations name no model \(generator_2\)"):
+        read_weights(file, "")
+    for missing, message in (("nowhere.json", "is no file here; give a JSON file"), ("", "is a folder, not a file")):
+        with pytest.raises(DataError, match=message):
+            read_weights(tmp_path / missing, "m")
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        (["--limit", "3"], "--limit 3"),
+        (["--rubric", "pairwise", "--name", "x"], "--name x, --rubric pairwise"),
+        (["--judge", "lab"], "--judge lab"),
+        (["sample.max_tokens=3"], "section.key=value sample.max_tokens=3"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path, extra, named):
+    (tmp_path / "a.json").write_text(json.dumps([ROW, ROW]))
+    positional = [word for word in extra if "=" in word]
+    options = [word for word in extra if "=" not in word]
+    done = CliRunner().invoke(app, ["eval", "alpaca", *positional, "--annotations", str(tmp_path / "a.json"), *options])
+    assert isinstance(done.exception, UsageError)
+    assert f"leave {named} out" in str(done.exception)
+
+
 @needs_data
 @pytest.mark.parametrize("model", MODELS)
 def test_published_figures(model):
@@ -102,11 +144,14 @@ def test_the_command_prints_the_figures():
     [
         ('{"a": 1}', "JSON list"),
         ("[1", "cannot be read as JSON"),
-        ("[[]]", "annotation 1: must be an object, got list"),
+        ("[[]]", "annotation 1: must be an object, got \\[\\]"),
         ('[{"instruction": "x", "output_1": "a"}]', "annotation 1: output_2 must be a text, got None"),
         ('[{"instruction": "x", "output_1": "a", "output_2": "b", "preference": 3}]', "preference must be a number from 1"),
         ('[{"instruction": "x", "output_1": "a", "output_2": "b", "preference": true}]', "preference must be a number"),
-        ("[]", "0 annotations are too few"),
+        ("[]", "a.json holds 0 annotations; a rate with an error needs 2 or more"),
+        ('[{"instruction": "x", "output_1": "a", "output_2": "b", "preference": 1}]', "a.json holds 1 annotation; "),
+        ('[{"instruction": "x", "output_1": "a", "output_2": "b"}]', "annotation 1: preference is missing; .* null for a draw"),
+        (json.dumps([{**ROW, "generator_2": "one"}, {**ROW, "generator_2": "two"}]), "several models \\('one', 'two'\\)"),
     ],
 )
 def test_bad_annotations_are_refused_with_their_place(tmp_path, content, message):

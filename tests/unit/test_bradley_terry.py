@@ -37,6 +37,23 @@ def test_three_models_agree_with_the_fixed_point_of_the_likelihood():
 def test_a_model_that_never_lost_has_a_finite_strength():
     strengths = rank_models(["a", "b"], games("b", "a", 30, 0, 0), seed=1, samples=50)
     assert 4 < strengths["b"].value < 8
+    assert (strengths["b"].low, strengths["b"].high) == (None, None), "30 wins in a row set no upper end"
+
+
+def test_only_models_with_wins_both_ways_have_intervals():
+    played = [*games("b", "a", 12, 0, 8), *games("c", "b", 9, 0, 0), *games("d", "a", 0, 0, 7), *games("e", "a", 0, 5, 0)]
+    found = rank_models(["a", "b", "c", "d", "e"], played, seed=1, samples=60)
+    assert [model for model in found if found[model].low is not None] == ["a", "b", "e"]
+    assert found["c"].value > found["b"].value > 0 > found["d"].value
+
+
+def test_a_resample_without_a_model_says_nothing_about_it():
+    """The three games of c are ties with b, so c is as strong as b. One resample in twenty has none of them; counted as
+    strength 0 these would be the low end of c's interval."""
+    found = rank_models(["a", "b", "c"], [*games("b", "a", 33, 0, 4), *games("c", "b", 0, 3, 0)], seed=1, samples=600)
+    assert found["c"].value == pytest.approx(found["b"].value, abs=1e-3)
+    assert found["b"].low > 1
+    assert found["c"].low == pytest.approx(found["b"].low, abs=0.2)
 
 
 def test_the_order_of_true_strengths_is_found_and_covered():

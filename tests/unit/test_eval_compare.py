@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from selfreward.artifacts import read_json, read_rows
 from selfreward.cli import app
 from selfreward.config import default_config
-from selfreward.errors import SelfRewardError, UsageError
-from selfreward.eval_tools.compare import CompareOptions, compare
+from selfreward.errors import RunError, SelfRewardError, UsageError
+from selfreward.eval_tools.compare import compare
+from selfreward.eval_tools.options import CompareOptions
 from selfreward.evals.contest import Outcome, contest_counts, contest_figures, position_sentence
 from selfreward.evals.head_to_head import Comparison, Contest
 from selfreward.progress import NullProgress
@@ -27,7 +28,7 @@ def outputs(path: Path, generator: str, texts: dict[str, str]) -> str:
 
 
 def run(a: str, b: str, judge: str, **options: Any) -> dict[str, Any]:
-    return compare(CompareOptions(a, b, judge, **options), default_config("compare"), NullProgress())
+    return compare(CompareOptions(a=a, b=b, judge=judge, **options), default_config("compare"), NullProgress())
 
 
 ALWAYS_A = {".": "Both have merits.\nVerdict: A"}
@@ -99,9 +100,12 @@ def test_a_judge_that_always_says_a_is_biased_and_decides_nothing(tmp_path: Path
     summary = run(a, b, script(tmp_path / "j.json", ALWAYS_A))
     assert summary["counts"] == {
         "contests": 12, "wins": 0, "ties": 12, "losses": 0, "no_verdict": 0, "orders_disagree": 12, "sign_test_p": None,
-        "only_a": 0, "only_b": 0,
+        "only_a": 0, "only_b": 0, "beyond_limit": 0,
     }  # fmt: skip
     assert summary["figures"]["tie_rate"]["value"] == 1
+    net = summary["figures"]["net"]
+    assert (net["value"], net["low"] < -0.2, net["high"] > 0.2) == (0, True, True), "twelve ties do not make two models equal"
+    assert summary["problem"] is None
     assert summary["figures"]["first_position"]["value"] == 1
     assert summary["position_biased"] is True
     shown = render_contest(summary)
@@ -169,6 +173,11 @@ def test_only_common_instructions_are_compared_and_the_rest_is_counted(tmp_path:
     a, b = outputs(tmp_path / "a.json", "x", table(5, "good")), outputs(tmp_path / "b.json", "y", table(3, "poor"))
     summary = run(a, b, script(tmp_path / "j.json", RIGHT))
     assert (summary["counts"]["contests"], summary["counts"]["only_a"], summary["counts"]["only_b"]) == (3, 2, 0)
+    some = run(a, b, script(tmp_path / "j.json", RIGHT), limit=2)
+    assert {key: some["counts"][key] for key in ("contests", "only_a", "only_b", "beyond_limit")} == {
+        "contests": 2, "only_a": 2, "only_b": 0, "beyond_limit": 1,
+    }  # fmt: skip
+    assert "instructions not compared: 2 that only x answers, 1 beyond --limit" in render_contest(some)
     with pytest.raises(UsageError, match="have no instruction in common"):
         run(a, outputs(tmp_path / "z.json", "z", {"another": "one"}), "scripted:random")
 
@@ -200,3 +209,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["counts"]["wins"] == 4
     shown = CliRunner().invoke(app, ["eval", "compare", a, b, "judge.max_tokens=1", "--judge", judge])
     assert "6 without a verdict" in shown.stdout
+    assert "replies without a verdict: cut by the token limit 12" in shown.stdout
+    assert isinstance(shown.exception, RunError), "a table without one verdict is no result"
+    assert "no verdict in both orders at all (cut by the token limit 12); a reply is" in str(shown.exception)
+    assert "larger judge.max_tokens" in str(shown.exception)

@@ -1,18 +1,21 @@
 """`selfreward eval mt-bench`: two turns, FastChat's formats in and out, grades with references, failures as missing data."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_eval_outputs import script
+from test_eval_run import Trial
 from typer.testing import CliRunner
 
 from selfreward.artifacts import read_json
 from selfreward.cli import app
 from selfreward.config import default_config
-from selfreward.errors import DataError, SelfRewardError, UsageError
-from selfreward.eval_tools.mt_bench import DEFAULTS, BenchOptions, run_mt_bench
+from selfreward.errors import DataError, RunError, SelfRewardError, UsageError
+from selfreward.eval_tools.mt_bench import DEFAULTS, run_mt_bench
+from selfreward.eval_tools.options import BenchOptions
 from selfreward.evals.mt_bench import (
     TEMPERATURES,
     Question,
@@ -56,7 +59,8 @@ def load(path: Path) -> list[dict[str, Any]]:
 def run(tmp_path: Path, model: str, **options: Any) -> dict[str, Any]:
     questions = options.pop("questions", None) or lines(tmp_path / "q.jsonl", ROWS)
     config = default_config("mt-bench", [*DEFAULTS, *options.pop("overrides", [])])
-    return run_mt_bench(BenchOptions(model, questions, **{"out": tmp_path / "out", **options}), config, NullProgress())
+    options = {"out": tmp_path / "out", **options}
+    return run_mt_bench(BenchOptions(model=model, questions=questions, **options), config, NullProgress())
 
 
 def judge_of(tmp_path: Path) -> str:
@@ -116,8 +120,10 @@ def test_temperatures_are_fastchats_or_one_for_all(tmp_path: Path) -> None:
     run(tmp_path, model, name="mine")
     with pytest.raises(UsageError, match=r"temperature was null, is 0\.2"):
         run(tmp_path, model, name="mine", temperature=0.2)
-    with pytest.raises(UsageError, match="must be at least 0"):
-        run(tmp_path, model, temperature=-1)
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(UsageError, match=rf"--temperature {wrong} must be a number of at least 0"):
+            run(tmp_path, model, out=tmp_path / "never", temperature=wrong)
+    assert not (tmp_path / "never").exists()
 
 
 def test_a_turn_that_does_not_fit_is_dropped_by_name(tmp_path: Path) -> None:
@@ -227,13 +233,43 @@ def test_errors_name_what_is_wrong(tmp_path: Path, options: dict[str, Any], mess
         run(tmp_path, model, **options)
 
 
+def test_the_folder_of_a_run_is_no_place_for_answers(tmp_path: Path) -> None:
+    """It would get another config.json, and then be no run of its settings any more."""
+    root = Trial(tmp_path / "trial").make()
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"--out .*trial' is the folder of a run, whose settings this would replace"):
+        run(tmp_path, script(tmp_path / "m.json", ANSWERS), out=root)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_around_models_names_them(tmp_path: Path, tiny_model_dir: Path) -> None:
+    for stage in ("sft", "round-1/model"):
+        (tmp_path / "demo" / stage).mkdir(parents=True)
+        (tmp_path / "demo" / stage / "checkpoint").symlink_to(tiny_model_dir)
+    for folder, models in (
+        ("demo", "demo/sft/checkpoint, .*demo/round-1/model/checkpoint"),
+        ("demo/sft", "demo/sft/checkpoint$"),
+        ("demo/round-1", "demo/round-1/model/checkpoint$"),
+    ):
+        with pytest.raises(UsageError, match=rf"--model .*{folder}' is no model folder; the models in it: .*{models}"):
+            run(tmp_path, str(tmp_path / folder))
+        with pytest.raises(UsageError, match=rf"--judge .*{folder}' is no model folder; the models in it: .*{models}"):
+            run(tmp_path, script(tmp_path / "m.json", ANSWERS), judge=str(tmp_path / folder))
+
+
 def test_the_command(tmp_path: Path) -> None:
     questions, model = lines(tmp_path / "q.jsonl", ROWS), script(tmp_path / "m.json", ANSWERS)
     arguments = ["eval", "mt-bench", "--model", model, "--questions", str(questions), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, [*arguments, "--judge", judge_of(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["categories"][-1]["category"] == "all"
-    assert "category" in CliRunner().invoke(app, [*arguments, "--judge", f"scripted:{tmp_path / 'judge.json'}"]).stdout
+    shown = CliRunner().invoke(app, [*arguments, "--judge", f"scripted:{tmp_path / 'judge.json'}"])
+    assert (shown.exit_code, "category" in shown.stdout) == (0, True)
+    silent = CliRunner().invoke(app, [*arguments, "--judge", script(tmp_path / "silent.json", {".": "fine"})])
+    assert isinstance(silent.exception, RunError), "a table without one grade is no result"
+    assert "silent gave no grade at all (no score in the reply 6); a reply is 'fine'" in str(silent.exception)
+    table = [line for line in silent.stdout.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, table)) <= 80
 
 
 @pytest.mark.skipif(not QUESTIONS.is_file(), reason="no ../shared/data/mt_bench_questions.jsonl beside the repository")

@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 from selfreward.artifacts import read_json, write_rows
 from selfreward.cli import app
 from selfreward.config import default_config
-from selfreward.errors import DataError, SelfRewardError, UsageError
-from selfreward.eval_tools.alpaca import AlpacaOptions, alpaca_outputs
+from selfreward.errors import DataError, RunError, SelfRewardError, UsageError
+from selfreward.eval_tools.alpaca import alpaca_outputs
+from selfreward.eval_tools.options import AlpacaOptions
 from selfreward.evals.alpaca_eval import read_annotations
 from selfreward.evals.outputs import BASELINE_KEYS, ModelOutput, keyed, matched, read_instructions, read_outputs
 from selfreward.progress import NullProgress
+from selfreward.report.alpaca_table import render_outputs
 from selfreward.types import EvalOutput
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "alpaca_eval"
@@ -39,7 +41,7 @@ def script(path: Path, replies: dict[str, str], **changes: Any) -> str:
 
 def run(tmp_path: Path, model: str, **options: Any) -> dict[str, Any]:
     options = {"outputs": tmp_path / "out.json", "prompts": tmp_path / "set.json"} | options
-    return alpaca_outputs(AlpacaOptions(model, **options), default_config("alpaca"), NullProgress())
+    return alpaca_outputs(AlpacaOptions(model=model, **options), default_config("alpaca"), NullProgress())
 
 
 ANSWERS = {"fruit": "plum", "bird": "owl owl", "town": "Lund"}
@@ -115,6 +117,36 @@ def test_an_unreadable_verdict_is_no_annotation(tmp_path: Path) -> None:
     judge = script(tmp_path / "j.json", {"Lund": "hard to say", ".": "Verdict: tie"})
     summary = run(tmp_path, script(tmp_path / "m.json", ANSWERS), baseline=tmp_path / "base.json", judge=judge)
     assert (summary["alpaca"]["n"], summary["alpaca"]["no_verdict"], summary["alpaca"]["draws"]) == (2, 1, 2)
+    assert summary["alpaca"]["failed_verdicts"] == {"no_verdict": 2}
+    assert summary["problem"] is None
+    shown = render_outputs(summary)
+    assert "both orders" in shown
+    assert "no clear verdict in the reply 2" in shown
+
+
+def test_a_judge_that_says_nothing_gives_no_rate(tmp_path: Path) -> None:
+    write(tmp_path / "set.json", SET)
+    write(tmp_path / "base.json", [{**row, "output": "other"} for row in SET])
+    model, judge = script(tmp_path / "m.json", ANSWERS), script(tmp_path / "j.json", {".": "hm"})
+    arguments = ["--model", model, "--prompts", str(tmp_path / "set.json"), "--outputs", str(tmp_path / "out.json")]
+    done = CliRunner().invoke(app, ["eval", "alpaca", *arguments, "--baseline", str(tmp_path / "base.json"), "--judge", judge])
+    assert isinstance(done.exception, RunError)
+    assert "gave no verdict in both orders at all (no clear verdict in the reply 6); a reply is 'hm'" in str(done.exception)
+    assert "win rate" not in done.stdout
+    assert len(json.loads((tmp_path / "out.json").read_text())) == 3, "the outputs are there all the same"
+    one = script(tmp_path / "k.json", {"Lund": "Verdict: tie", ".": "hm"})
+    few = run(tmp_path, model, outputs=tmp_path / "few.json", baseline=tmp_path / "base.json", judge=one)
+    assert "decided 1 of 3 comparisons; a rate with an error needs 2 or more" in few["problem"]
+
+
+def test_the_oracle_has_no_orders(tmp_path: Path) -> None:
+    task = "reverse this list : fox kiwi red"
+    write(tmp_path / "set.json", [{"instruction": task}, {"instruction": "repeat these words : saw owl plum"}])
+    write(tmp_path / "base.json", [{"instruction": task, "output": "no"}, {"instruction": "repeat these words : saw owl plum",
+                                                                          "output": "saw"}])  # fmt: skip
+    model = script(tmp_path / "m.json", {"reverse": "red kiwi fox", "repeat": "saw"})
+    shown = render_outputs(run(tmp_path, model, baseline=tmp_path / "base.json", judge="oracle"))
+    assert "judge               oracle\n" in shown
 
 
 def test_a_runs_own_outputs_are_taken(tmp_path: Path) -> None:

@@ -10,16 +10,18 @@ import pytest
 from test_evals_evaluate import JUDGE, RANKED
 from typer.testing import CliRunner
 
-from selfreward.artifacts import Run, Stage, read_json, read_rows
+from selfreward.artifacts import Run, RunDir, Stage, read_json, read_rows, write_json
 from selfreward.cli import app
 from selfreward.config import parse_config
-from selfreward.errors import UsageError
-from selfreward.eval_tools.whole_run import evaluate_run
+from selfreward.errors import DriftError, UsageError
+from selfreward.eval_tools.whole_run import evaluate_run, finished_stage, run_config
 from selfreward.evals.bradley_terry import Game, rank_models
 from selfreward.evals.head_to_head import Comparison
 from selfreward.progress import NullProgress
+from selfreward.report.evaluated import evaluated_stages
+from selfreward.report.html import write_report
 from selfreward.report.run_table import render_run
-from selfreward.types import Completion, Counts, EvalOutput, PreferencePair, Prompt, RankedSet
+from selfreward.types import Completion, Counts, EvalOutput, Judgement, PreferencePair, Prompt, RankedSet
 
 LISTS = (
     "fox kiwi red",
@@ -61,9 +63,9 @@ class Trial:
         with Run.open(config) as run:
             run.stage("seed", {}, {}, _seed)
             for key in ("sft", "m1", *(f"round-{t}/model" for t in range(1, num_rounds + 1))):
-                run.stage(key, {}, {}, lambda stage: Counts(0, 0))
+                run.stage(key, {}, {}, _trained)
             for t in range(1, num_rounds + 1):
-                for part in ("samples", "pairs"):
+                for part in ("prompts", "samples", "judgements", "pairs"):
                     run.stage(f"round-{t}/{part}", {}, {}, _empty_round)
         return self.root / "trial"
 
@@ -74,8 +76,15 @@ def _seed(stage: Stage) -> Counts:
     return Counts(0, 0)
 
 
+def _trained(stage: Stage) -> Counts:
+    stage.write_json("history", [{"step": step, "loss": 2.0 - step / 10, "lr": 1e-3, "grad_norm": 1.0} for step in (1, 2, 3)])
+    return Counts(0, 0)
+
+
 def _empty_round(stage: Stage) -> Counts:
+    stage.write_rows("prompts", [], Prompt)
     stage.write_rows("completions", [], Completion)
+    stage.write_rows("judgements", [], Judgement)
     stage.write_rows("pairs", [], PreferencePair)
     return Counts(0, 0)
 
@@ -189,9 +198,88 @@ def test_the_table_has_a_row_a_model(trial: Trial) -> None:
     assert shown.exit_code == 0, shown.output
     lines = shown.stdout.splitlines()
     assert [line.split()[0] for line in lines if line.strip().split(" ")[0] in ("SFT", "M1", "M2")] == ["SFT", "M1", "M2"]
-    assert max(map(len, lines)) <= 80
+    assert lines[-1] == f"report: {root / 'report.html'}"
+    assert max(map(len, lines[:-1])) <= 80
     printed = CliRunner().invoke(app, ["eval", str(root), "--json"])
     assert [row["model"] for row in json.loads(printed.stdout)["models"]] == ["SFT", "M1", "M2"]
+
+
+def test_an_evaluation_of_other_settings_names_the_ways_on(trial: Trial) -> None:
+    root = trial.make()
+    evaluate_run(root, None, NullProgress())
+    path = evals_of(root, "m1") / "record.json"
+    record = read_json(path)
+    record["sections"]["rubric"] = "0" * 16
+    write_json(path, record | {"fingerprint": "0" * 16})
+    with pytest.raises(DriftError, match=r"stage 'm1/evals' .*sections.rubric.*--accept-drift.*--from STAGE"):
+        evaluate_run(root, None, NullProgress())
+
+
+def test_a_wide_table_goes_on_below(trial: Trial) -> None:
+    """More rounds and longer figures than fit: nothing is cut, and every block names its rows."""
+    document = evaluate_run(trial.make(num_rounds=4), None, NullProgress())
+    rows = document["models"]
+    for number, row in enumerate(rows):
+        row["tasks"] = {"arc_easy": {"value": 1.0 - number / 8, "low": 0.5, "high": 1.0, "n": 2376}}
+    lines = render_run(document).splitlines()
+    assert max(map(len, lines[:-1])) <= 80
+    assert sum(line.startswith("± half 95 % interval") for line in lines) == 2
+    [tasks] = [line for line in lines if line.startswith("task arc_easy %") and "100.0 ±25.0" in line]
+    assert tasks.count("±25.0") >= 2
+    assert sum(line.split()[0] == "M5" for line in lines if line) == 2, "the table of all figures and what did not fit in it"
+
+
+def test_the_page_is_written_again(trial: Trial) -> None:
+    """What `eval` finds out stands in the run's own report at once."""
+    root = trial.make()
+    evaluate_run(root, None, NullProgress())
+    page = (root / "report.html").read_text()
+    assert "All models against each other, by oracle" in page
+    assert "ranking/oracle/up-to-m2" in page
+    assert [model["model"] for model in read_json(root / "summary.json")["models"]] == ["SFT", "M1", "M2"]
+
+
+def test_evaluations_of_models_that_were_replaced_are_stale(trial: Trial) -> None:
+    root = trial.make()
+    first = evaluate_run(root, None, NullProgress())
+    with Run.open(run_config(root)) as run:
+        for model in ("m1", "m2"):
+            folder = "m1" if model == "m1" else "round-1/model"
+            made = finished_stage(run, folder)
+            assert made is not None
+            run.stage(f"tasks/{model}/arc", {}, {"model": made}, _task)
+    shutil.rmtree(root / "round-1" / "model")
+    shutil.rmtree(root / "round-1" / "evals")
+    with Run.open(run_config(root)) as run:
+        run.stage("round-1/model", {"other": True}, {}, _trained)
+    states = {stage.key: stage.state for stage in evaluated_stages(RunDir(root))}
+    assert states == {
+        "ranking/oracle/m1-sft": "done", "ranking/oracle/m2-m1": "stale", "ranking/oracle/m2-sft": "stale",
+        "ranking/oracle/up-to-m2": "stale", "tasks/m1/arc": "done", "tasks/m2/arc": "stale",
+    }  # fmt: skip
+    write_report(RunDir(root))
+    page = (root / "report.html").read_text()
+    assert "All models against each other" not in page, "figures of a model that is gone are no figures of this run"
+    shown = CliRunner().invoke(app, ["status", str(root)]).stdout
+    assert [line.split()[:5] for line in shown.splitlines() if line.strip().startswith(("ranking", "tasks"))] == [
+        ["ranking/oracle", "1", "done,", "3", "stale"],
+        ["tasks/m1", "done", "1", "0.0", "-"],
+        ["tasks/m2", "stale", "1", "0.0", "-"],
+    ]  # fmt: skip
+    assert "stale: of models that were replaced since" in shown
+    second = evaluate_run(root, None, NullProgress())
+    assert second["stages"] == {"done": 1 + 2 + 1, "reused": 2 + 1}, "the new model's evaluation, its two pairs, the strengths"
+    assert [row["model"] for row in second["models"]] == [row["model"] for row in first["models"]]
+    assert second["stale"] == ["tasks/m2/arc"]
+    assert "Left out, of models that were replaced since: tasks/m2/arc." in " ".join(render_run(second).split())
+    assert [list(row["tasks"]) for row in second["models"]] == [[], ["arc"], []]
+    assert len(list((root / "superseded").glob("*/ranking/oracle/*/record.json"))) == 3, "nothing is lost"
+
+
+def _task(stage: Stage) -> Counts:
+    result = {"task": "arc", "metric": "acc", "value": 0.5, "stderr": 0.1, "low": 0.3, "high": 0.7, "n": 25}
+    stage.write_json("tasks", {"task": "arc", "results": [result]})
+    return Counts(25, 25)
 
 
 def test_a_word_that_is_neither_a_run_nor_a_command(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 harness is installed, and one clear line where it is not."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from math import sqrt
 from pathlib import Path
@@ -15,7 +16,8 @@ from selfreward.artifacts import Run, write_json
 from selfreward.cli import app
 from selfreward.config import default_config
 from selfreward.errors import EngineError, MissingExtraError, UsageError
-from selfreward.eval_tools.tasks import TaskOptions, run_tasks
+from selfreward.eval_tools.options import TaskOptions
+from selfreward.eval_tools.tasks import run_tasks
 from selfreward.eval_tools.whole_run import evaluate_run, run_config
 from selfreward.evals.harness import TaskResult, read_results
 from selfreward.progress import NullProgress
@@ -43,6 +45,16 @@ def test_results_are_read_metric_by_metric() -> None:
     ]
     [only] = read_results(DOCUMENT, "gsm8k")
     assert (only.metric, only.value, only.n) == ("exact_match (strict-match)", 0.1, None)
+
+
+def test_a_group_has_the_questions_of_its_tasks() -> None:
+    document = {
+        "results": {"all": {"acc,none": 0.5, "acc_stderr,none": 0.1}},
+        "group_subtasks": {"all": ["part", "other"], "part": ["one", "two"]},
+        "n-samples": {"one": {"effective": 3}, "two": {"effective": 4}, "other": {"original": 5}},
+    }
+    assert read_results(document, "all")[0].n == 12
+    assert read_results(document | {"n-samples": {"one": {"effective": 3}}}, "all")[0].n is None
 
 
 @pytest.mark.parametrize(
@@ -101,7 +113,7 @@ def test_results_of_a_run_stand_in_its_table(tmp_path: Path) -> None:
 @pytest.mark.skipif(HAS_HARNESS, reason="lm-evaluation-harness is installed")
 def test_without_the_harness_one_line_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(MissingExtraError, match=r"pip install 'selfreward\[lm-eval\]'"):
-        run_tasks(TaskOptions(("arc_easy",), "lab", tmp_path / "out"), default_config("tasks"), NullProgress())
+        run_tasks(TaskOptions(tasks=("arc_easy",), model="lab", out=tmp_path / "out"), default_config("tasks"), NullProgress())
     assert not (tmp_path / "out").exists()
     done = CliRunner().invoke(app, ["eval", "tasks", "--model", "lab", "--tasks", "arc_easy", "--out", str(tmp_path / "out")])
     assert isinstance(done.exception, MissingExtraError)
@@ -111,10 +123,10 @@ def test_without_the_harness_one_line_says_what_to_install(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (TaskOptions(("arc_easy",)), "give --model MODEL with --out FOLDER, or --run RUN"),
-        (TaskOptions(("arc_easy",), "lab"), "give --model MODEL with --out FOLDER"),
-        (TaskOptions((), "lab", Path("out")), "--tasks names no task"),
-        (TaskOptions(("a",), "lab", Path("out"), include=Path("nowhere")), "--include 'nowhere' is no folder"),
+        (TaskOptions(tasks=("arc_easy",)), "give --model MODEL with --out FOLDER, or --run RUN"),
+        (TaskOptions(tasks=("arc_easy",), model="lab"), "give --model MODEL with --out FOLDER"),
+        (TaskOptions(tasks=(), model="lab", out=Path("out")), "--tasks names no task"),
+        (TaskOptions(tasks=("a",), model="lab", out=Path("out"), include=Path("nowhere")), "--include 'nowhere' is no folder"),
     ],
 )
 def test_options_that_cannot_work(options: TaskOptions, message: str) -> None:
@@ -135,14 +147,14 @@ def test_a_local_task(tmp_path: Path, tiny_model_dir: Path) -> None:
             "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_target: gold\n"
             "doc_to_choice: choices\nmetric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
         )
-    options = TaskOptions(("days",), str(tiny_model_dir), tmp_path / "out", include=folder)
+    options = TaskOptions(tasks=("days",), model=str(tiny_model_dir), out=tmp_path / "out", include=folder)
     config = default_config("tasks", ["engine.device=cpu"])
     first = run_tasks(options, config, NullProgress())
     [found] = [results["days"] for results in first["models"].values()]
     assert (found["metric"], found["n"]) == ("acc", 4)
     assert found["value"] in (0, 0.25, 0.5, 0.75, 1)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("record.json")}
-    both = run_tasks(TaskOptions(("days", "more_days"), options.model, options.out, include=folder), config, NullProgress())
+    both = run_tasks(replace(options, tasks=("days", "more_days")), config, NullProgress())
     [results] = both["models"].values()
     assert results["days"] == found
     assert results["more_days"]["value"] == found["value"]

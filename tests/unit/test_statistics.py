@@ -114,6 +114,15 @@ def test_share_at_the_end_of_its_range_has_an_honest_interval():
         statistics.bootstrap_share(_units([2.0, 3.0]), 0, 200)
 
 
+@pytest.mark.parametrize("value", [0.5, 1 / 3])
+def test_units_that_are_all_alike_do_not_make_a_share_certain(value):
+    alike = statistics.bootstrap_share(_units([value] * 12), 0, 200)
+    oracle = stats.binomtest(round(12 * value), 12).proportion_ci(method="wilson")
+    assert (alike.low, alike.high) == pytest.approx((oracle.low, oracle.high))
+    assert (alike.value, alike.n) == (pytest.approx(value), 12)
+    assert statistics.bootstrap_share(_units([value]), 0, 200) == Estimate(value, None, None, 1)
+
+
 def test_paired_difference_equals_the_difference_of_the_figures():
     new = {"a": (1.0, 2.0), "b": (0.0, 1.0)}
     old = {"a": (0.5, 1.0), "c": (0.0, 1.0), "gone": (9.0, 0.0)}

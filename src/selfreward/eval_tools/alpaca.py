@@ -7,42 +7,25 @@ of another judge compare with each other and not with the leaderboard.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from selfreward.artifacts import Run, read_json
 from selfreward.config import Config
 from selfreward.errors import UsageError
 from selfreward.eval_tools.duel import Duel, contests_of, duel_judge, run_duel
+from selfreward.eval_tools.options import AlpacaOptions
 from selfreward.eval_tools.sides import Side, open_side, outputs_of
 from selfreward.eval_tools.small import check_out, small_run, without_training
+from selfreward.eval_tools.unread import no_verdicts
 from selfreward.evals.alpaca_eval import BASELINE_WINS, MODEL_WINS, evaluate_alpaca, read_annotations
+from selfreward.evals.head_to_head import count_failures
 from selfreward.evals.outputs import BASELINE_KEYS, ModelOutput, matched, read_instructions, write_list, write_outputs
 from selfreward.progress import Progress
+from selfreward.texts import counted
 
 DRAW = (BASELINE_WINS + MODEL_WINS) / 2
 _PREFERENCES = {"win": MODEL_WINS, "lose": BASELINE_WINS, "tie": DRAW}
-
-
-@dataclass(frozen=True, slots=True)
-class AlpacaOptions:
-    """What the command line says. `model` may also be outputs that are there."""
-
-    model: str
-    outputs: Path
-    prompts: Path | None = None
-    name: str | None = None
-    baseline: Path | None = None
-    judge: str | None = None
-    rubric: str | None = None
-    limit: int | None = None
-    difficulty: Mapping[str, float] | None = None
-
-    @property
-    def annotations(self) -> Path:
-        """Where annotations go: beside the outputs."""
-        return self.outputs.with_name(f"{self.outputs.stem}.annotations.json")
 
 
 def alpaca_outputs(options: AlpacaOptions, config: Config, progress: Progress) -> dict[str, Any]:
@@ -55,6 +38,8 @@ def alpaca_outputs(options: AlpacaOptions, config: Config, progress: Progress) -
     check_out("--outputs", options.outputs, (".json",))
     if (options.baseline is None) != (options.judge is None):
         raise UsageError("--baseline FILE and --judge MODEL belong together: a judge compares with the baseline's outputs")
+    if options.difficulty is not None and options.judge is None:
+        raise UsageError("--difficulty FILE is for rates: name a --baseline FILE and a --judge MODEL too")
     side = open_side("--model", options.model, config, options.name)
     if options.prompts is None and side.player is not None:
         raise UsageError("--model names a model, which needs instructions to answer: give --prompts FILE")
@@ -66,7 +51,8 @@ def alpaca_outputs(options: AlpacaOptions, config: Config, progress: Progress) -
         summary = _summary(options, run, side, outputs, len(instructions or outputs))
         if duel is not None and options.baseline is not None:
             baseline = open_side("--baseline", str(options.baseline), config, keys=BASELINE_KEYS)
-            summary["alpaca"] = _annotate(options, run, duel, outputs, baseline)
+            found = _annotate(options, run, duel, outputs, baseline)
+            summary |= {"alpaca": found, "problem": found.pop("problem")}
     return summary
 
 
@@ -114,6 +100,15 @@ def _annotate(options: AlpacaOptions, run: Run, duel: Duel, outputs: list[ModelO
         if row.outcome is not None
     ]
     write_list(options.annotations, rows)
-    result = evaluate_alpaca(read_annotations(options.annotations), options.difficulty)
-    missing = sum(row.outcome is None for row in made)
-    return asdict(result) | {"annotations": str(options.annotations), "judge": duel.label, "no_verdict": missing}
+    told = {
+        "annotations": str(options.annotations),
+        "judge": duel.label,
+        "both_orders": duel.player is not None,
+        "no_verdict": len(made) - len(rows),
+        "failed_verdicts": count_failures(made),
+        "problem": no_verdicts(duel.label, duel.rubric, made),
+    }
+    if len(rows) < 2:  # no rate has an error; the file says how little there is
+        few = f"{duel.label} decided {len(rows)} of {counted(len(made), 'comparison')}; a rate with an error needs 2 or more"
+        return told | {"problem": told["problem"] or few}
+    return asdict(evaluate_alpaca(read_annotations(options.annotations), options.difficulty)) | told

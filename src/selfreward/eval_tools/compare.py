@@ -1,7 +1,6 @@
 """Two models, or two files of outputs, head to head by any judge; no run is needed."""
 
 import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from selfreward.artifacts import derive_seed, to_plain, write_bytes, write_rows
 from selfreward.config import Config
 from selfreward.errors import UsageError
 from selfreward.eval_tools.duel import contests_of, duel_judge, run_duel
+from selfreward.eval_tools.options import CompareOptions
 from selfreward.eval_tools.sides import open_side, outputs_of
 from selfreward.eval_tools.small import check_out, small_run, without_training
+from selfreward.eval_tools.unread import no_verdicts
 from selfreward.evals.contest import (
     ORACLE_RULE,
     RULE,
@@ -21,23 +22,11 @@ from selfreward.evals.contest import (
     outcomes,
     position_sentence,
 )
+from selfreward.evals.head_to_head import count_failures
 from selfreward.evals.outputs import matched, read_instructions
 from selfreward.progress import Progress
 
 SUFFIXES = (".parquet", ".jsonl")
-
-
-@dataclass(frozen=True, slots=True)
-class CompareOptions:
-    """What the command line says. `a` and `b`: models or outputs."""
-
-    a: str
-    b: str
-    judge: str
-    rubric: str | None = None
-    prompts: Path | None = None
-    out: Path | None = None
-    limit: int | None = None
 
 
 def compare(options: CompareOptions, config: Config, progress: Progress) -> dict[str, Any]:
@@ -56,10 +45,10 @@ def compare(options: CompareOptions, config: Config, progress: Progress) -> dict
     instructions = read_instructions(options.prompts, options.limit) if options.prompts else None
     with small_run(options.out, config, progress) as run:
         first, second = (outputs_of(run, key, side, instructions) for key, side in zip("ab", sides, strict=True))
-        pairs = matched(first, second)[: options.limit]
-        if not pairs:
+        common = matched(first, second)
+        if not common:
             raise UsageError(f"A ({options.a}) and B ({options.b}) have no instruction in common; nothing can be compared")
-        contests = contests_of(pairs)
+        contests = contests_of(common[: options.limit])
         rows = run_duel(run, "comparisons", duel, contests)
     seed = partial(derive_seed, config.random_seed, "compare")
     figures = contest_figures(contests, rows, seed, config.eval.bootstrap_samples)
@@ -73,12 +62,19 @@ def compare(options: CompareOptions, config: Config, progress: Progress) -> dict
         "judge": duel.label,
         "rubric": duel.rubric_name or None,
         "rubric_hash": duel.rubric.content_hash if duel.rubric else None,
-        "counts": contest_counts(rows) | {"only_a": len(first) - len(pairs), "only_b": len(second) - len(pairs)},
+        "counts": contest_counts(rows)
+        | {
+            "only_a": len(first) - len(common),
+            "only_b": len(second) - len(common),
+            "beyond_limit": len(common) - len(contests),
+        },
+        "failed_verdicts": count_failures(rows),
         "figures": figures,
         "position_biased": biased if duel.player else None,
         "position": sentence if duel.player else "The oracle compares scores: it knows no positions.",
         "rule": RULE if duel.player else ORACLE_RULE,
         "out": str(options.out) if options.out else None,
+        "problem": no_verdicts(duel.label, duel.rubric, rows),
     }
     if options.out is not None:
         _write(options.out, outcomes(contests, rows))

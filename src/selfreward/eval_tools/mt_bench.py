@@ -6,6 +6,7 @@ OUT/answers/..., OUT/grades/...         the work, stage by stage, which goes on 
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,13 @@ from typing import Any
 from selfreward.artifacts import Run, Stage, derive_seed, fingerprint, read_json, read_rows, to_plain
 from selfreward.config import Config, parse_config
 from selfreward.engines import open_engine
-from selfreward.engines.asking import collect, refuse_engine_failure
 from selfreward.engines.base import Engine
 from selfreward.errors import UsageError
+from selfreward.eval_tools.answering import ask, is_answered
+from selfreward.eval_tools.options import BenchOptions
 from selfreward.eval_tools.sides import model_label
 from selfreward.eval_tools.small import check_names, do_stage, folder_run, without_training
+from selfreward.eval_tools.unread import nothing_read
 from selfreward.evals.judging import RankedResponse, judge_responses
 from selfreward.evals.mt_bench import (
     OTHER_TEMPERATURE,
@@ -45,26 +48,11 @@ from selfreward.progress import Progress
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.stages._roles import Player, frozen_player
 from selfreward.stages.judge import describe
-from selfreward.types import REQUEST_ERRORS, Counts, Drop, Judgement, Message, Request, Sampling
+from selfreward.types import Counts, Drop, Judgement, Message, Request, Sampling
 
 RUBRIC = "mt_bench"
 DEFAULTS = ("judge.temperature=0", "eval.num_votes=1", "judge.num_votes=1", "judge.max_tokens=1024")
 """As FastChat grades: one greedy judgement a turn."""
-
-
-@dataclass(frozen=True, slots=True)
-class BenchOptions:
-    """What the command line says. `model` may also be a file of FastChat's answers."""
-
-    model: str
-    questions: Path
-    out: Path
-    judge: str | None = None
-    references: Path | None = None
-    rubric: str | None = None
-    name: str | None = None
-    temperature: float | None = None
-    limit: int | None = None
 
 
 @dataclass
@@ -92,8 +80,8 @@ def run_mt_bench(options: BenchOptions, config: Config, progress: Progress) -> d
     """
     if options.judge is None and (options.references or options.rubric):
         raise UsageError("--references and --rubric are for grading: name a --judge")
-    if options.temperature is not None and options.temperature < 0:
-        raise UsageError(f"--temperature {options.temperature} must be at least 0")
+    if options.temperature is not None and not 0 <= options.temperature < math.inf:  # NaN is neither
+        raise UsageError(f"--temperature {options.temperature} must be a number of at least 0")
     config = _settings(options, without_training(config))
     questions = read_questions(options.questions, options.limit)
     rubric = _rubric(options, config)
@@ -112,6 +100,7 @@ def run_mt_bench(options: BenchOptions, config: Config, progress: Progress) -> d
             "dropped": dropped,
             "truncated": sum(turn.finish_reason == "length" for turn in turns),
             "judge": None,
+            "problem": None,
         }
         if rubric is not None:
             summary |= _grade(work, rubric, turns, references)
@@ -174,23 +163,22 @@ def _answer_all(work: _Work, stage: Stage) -> Counts:
     stage.roles = {"policy": work.player.label}
     size = stage.config.engine.chunk_size
     with open_engine(work.player.model, stage.config) as engine:
-        first = stage.chunks("first", work.questions, size, partial(_ask, work, stage, engine, {}), Turn)
-        known = {turn.question: turn.text for turn in first if turn.finish_reason not in REQUEST_ERRORS}
+        first = stage.chunks("first", work.questions, size, partial(_turns, work, stage, engine, {}), Turn)
+        known = {turn.question: turn.text for turn in first if is_answered(turn)}
         asked = [question for question in work.questions if len(question.turns) == 2 and question.id in known]
-        second = stage.chunks("second", asked, size, partial(_ask, work, stage, engine, known), Turn)
+        second = stage.chunks("second", asked, size, partial(_turns, work, stage, engine, known), Turn)
     lost = [question for question in work.questions if len(question.turns) == 2 and question.id not in known]
-    turns = sorted([*first, *second], key=lambda turn: [question.id for question in work.questions].index(turn.question))
-    kept = [turn for turn in turns if turn.finish_reason not in REQUEST_ERRORS]
-    drops = [
-        Drop(f"{turn.question}/{turn.turn}", str(turn.finish_reason)) for turn in turns if turn.finish_reason in REQUEST_ERRORS
-    ]
+    place = {question.id: number for number, question in enumerate(work.questions)}
+    turns = sorted([*first, *second], key=lambda turn: place[turn.question])
+    kept = [turn for turn in turns if is_answered(turn)]
+    drops = [Drop(f"{turn.question}/{turn.turn}", str(turn.finish_reason)) for turn in turns if not is_answered(turn)]
     drops += [Drop(f"{question.id}/2", "no_first_answer") for question in lost]
     stage.write_rows("turns", kept, Turn)
     stage.reject(drops)
     return Counts(len(turns) + len(lost), len(kept), Counter(drop.reason for drop in drops))
 
 
-def _ask(work: _Work, stage: Stage, engine: Engine, known: Mapping[str, str], questions: Sequence[Question]) -> list[Turn]:
+def _turns(work: _Work, stage: Stage, engine: Engine, known: Mapping[str, str], questions: Sequence[Question]) -> list[Turn]:
     """One turn of these questions: the second where the first answers are known."""
     place = 2 if known else 1
     sample = stage.config.sample
@@ -204,14 +192,10 @@ def _ask(work: _Work, stage: Stage, engine: Engine, known: Mapping[str, str], qu
             temperature = TEMPERATURES.get(question.category, OTHER_TEMPERATURE)
         sampling = Sampling(sample.max_tokens, temperature, sample.top_p)
         requests.append(Request(f"{question.id}/{place}", tuple(messages), sampling, stage.seed("turn", question.id, place)))
-    replies = map(refuse_engine_failure, collect(stage, engine, requests))
     return [
-        Turn(
-            question.id, place, reply.text, reply.num_tokens,
-            reply.error if reply.finish_reason == "error" else reply.finish_reason,
-        )
-        for question, reply in zip(questions, replies, strict=True)
-    ]  # fmt: skip
+        Turn(question.id, place, answer.text, answer.num_tokens, answer.finish_reason)
+        for question, answer in zip(questions, ask(stage, engine, requests), strict=True)
+    ]
 
 
 def _grade(work: _Work, rubric: Rubric, turns: Sequence[Turn], references: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
@@ -235,6 +219,8 @@ def _grade(work: _Work, rubric: Rubric, turns: Sequence[Turn], references: Mappi
     rows = grade_rows(work.name, (label, rubric.name), work.questions, asked, graded)
     write_lines(path, merged_grades(path, work.name, rows))
     needed = [question for question in work.questions if question.category in REFERENCED]
+    votes, told = [vote for item in graded for vote in item.votes], describe(graded)
+    failed = votes and all(item.score is None for item in graded)
     seed = partial(derive_seed, config.random_seed, "mt-bench")
     return {
         "judge": label,
@@ -242,9 +228,10 @@ def _grade(work: _Work, rubric: Rubric, turns: Sequence[Turn], references: Mappi
         "rubric_hash": rubric.content_hash,
         "scale": list(rubric.scale),
         "judgments": str(path),
-        "votes": describe(graded),
+        "votes": told,
         "references": {"needed": len(needed), "given": sum(question.id in references for question in needed)},
         "categories": category_table(work.questions, graded, seed, config.eval.bootstrap_samples),
+        "problem": nothing_read(f"{label} gave no grade", rubric, told["failures"], votes) if failed else None,
     }
 
 

@@ -159,13 +159,15 @@ def _strengths(names: Sequence[str], games: Sequence[Game], stage: Stage) -> dic
     Ties alone would make all models equal with an interval of no width, which nobody found out.
     """
     if all(game.score == _WORTH["tie"] for game in games):
-        return {"strengths": None, "no_strengths": "No strengths: no comparison has a winner."}
+        return {"strengths": None, "no_strengths": "No strengths: no comparison has a winner.", "unbounded": None}
     try:
         found = rank_models(names, games, stage.seed("strengths"), stage.config.eval.bootstrap_samples)
     except DataError as error:
-        return {"strengths": None, "no_strengths": f"No strengths: {error}."}
+        return {"strengths": None, "no_strengths": f"No strengths: {error}.", "unbounded": None}
     anchor = replace(found[names[0]], low=None, high=None)  # 0 by definition: it has no interval
-    return {"strengths": {**found, names[0]: anchor}, "no_strengths": None}
+    without = [name.upper() for name in names[1:] if found[name].low is None]
+    why = f"No interval for {', '.join(without)}: without both wins and losses against the others no bound is known."
+    return {"strengths": {**found, names[0]: anchor}, "no_strengths": None, "unbounded": why if without else None}
 
 
 def _position(rows: Sequence[Comparison], stage: Stage) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from pathlib import Path
 from selfreward.artifacts import Artifact, Run, Stage, fingerprint, read_rows
 from selfreward.config import ENDPOINT_PREFIX, SCRIPTED_PREFIX, Config, endpoint_name
 from selfreward.engines import open_engine
-from selfreward.engines.asking import collect, refuse_engine_failure
 from selfreward.engines.base import Engine
 from selfreward.errors import UsageError
+from selfreward.eval_tools.answering import ask, is_answered
 from selfreward.eval_tools.small import check_names, do_stage
 from selfreward.evals.outputs import EVALUATION_TABLE, OUTPUT_KEYS, Instruction, ModelOutput, evaluated_model, read_outputs
 from selfreward.preflight import check_writer
 from selfreward.stages._roles import Player, frozen_player
-from selfreward.types import REQUEST_ERRORS, Counts, Drop, Message, Request, Sampling
+from selfreward.types import Counts, Drop, Message, Request, Sampling
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ def open_side(option: str, value: str, config: Config, name: str | None = None, 
         outputs = read_outputs(path, keys)
         known = {row.generator for row in outputs}
         return Side(option, name or (known.pop() if len(known) == 1 else path.stem), outputs, None)
+    check_names(config, {option: value})
     is_named = value == "lab" or value.startswith((ENDPOINT_PREFIX, SCRIPTED_PREFIX))
     if not (is_named or path.is_dir() or config.model.allow_download):
         raise UsageError(
             f"{option} {value!r} is neither a file of outputs, nor a folder here, nor lab or endpoint:NAME; "
             "for a hub id set model.allow_download=true"
         )
-    check_names(config, {option: value})
     check_writer(config, option, value)
     return Side(option, name or model_label(value, config), None, frozen_player(value, config))
 
@@ -103,11 +103,11 @@ def _generate(player: Player, name: str, instructions: Sequence[Instruction], st
     with open_engine(player.model, stage.config) as engine:
         work = partial(_answer, stage, engine, name)
         rows = stage.chunks("outputs", instructions, stage.config.engine.chunk_size, work, ModelOutput)
-    kept = [row for row in rows if row.finish_reason not in REQUEST_ERRORS]
+    kept = [row for row in rows if is_answered(row)]
     drops = [
         Drop(row.id, str(row.finish_reason), json.dumps(row.instruction, ensure_ascii=False))
         for row in rows
-        if row.finish_reason in REQUEST_ERRORS
+        if not is_answered(row)
     ]
     stage.write_rows("outputs", kept, ModelOutput)
     stage.notes = {"num_truncated": sum(row.finish_reason == "length" for row in kept)}
@@ -119,16 +119,7 @@ def _answer(stage: Stage, engine: Engine, name: str, instructions: Sequence[Inst
     config = stage.config.sample
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     requests = [Request(row.id, (Message("user", row.text),), sampling, stage.seed("outputs", row.id)) for row in instructions]
-    replies = map(refuse_engine_failure, collect(stage, engine, requests))
     return [
-        ModelOutput(
-            row.id,
-            row.text,
-            reply.text,
-            name,
-            row.dataset,
-            reply.num_tokens,
-            reply.error if reply.finish_reason == "error" else reply.finish_reason,
-        )
-        for row, reply in zip(instructions, replies, strict=True)
+        ModelOutput(row.id, row.text, answer.text, name, row.dataset, answer.num_tokens, answer.finish_reason)
+        for row, answer in zip(instructions, ask(stage, engine, requests), strict=True)
     ]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selfreward.artifacts import Artifact, Run, Stage
+from selfreward.artifacts import Artifact, Run, RunDir, Stage, read_json
 from selfreward.config import FIRST, POLICY, Config, parse_config
 from selfreward.config.endpoints import unknown_endpoint
 from selfreward.errors import DriftError, UsageError
@@ -32,9 +32,20 @@ def small_run(out: Path | None, config: Config, progress: Progress) -> Iterator[
 
 @contextmanager
 def folder_run(folder: Path, config: Config, progress: Progress) -> Iterator[Run]:
-    """The run in a folder of the user's choice."""
+    """The run in a folder of the user's choice. Raises UsageError for the folder of a run of the method."""
+    _refuse_whole_run(folder)
     with _open(folder, config, progress) as run:
         yield run
+
+
+def _refuse_whole_run(folder: Path) -> None:
+    """Opening a run of the method as a small one would write other settings over its config.json."""
+    path = RunDir(folder).config
+    if not path.is_file():
+        return
+    config = parse_config(read_json(path), origin=str(path))
+    if without_training(config) != config:
+        raise UsageError(f"--out {str(folder)!r} is the folder of a run, whose settings this would replace; name another")
 
 
 def _open(folder: Path, config: Config, progress: Progress) -> Run:
@@ -65,12 +76,25 @@ def without_training(config: Config) -> Config:
 
 
 def check_names(config: Config, options: Mapping[str, str]) -> None:
-    """Raise UsageError for options (`--model` -> value) that name a part of a run, or an endpoint that nobody described."""
+    """Raise UsageError for options (`--model` -> value) that name a part of a run, a folder around a model, or an endpoint
+    that nobody described."""
     for option, model in options.items():
         if model in (POLICY, FIRST):
             raise UsageError(f"{option} {model} is a part of a run; name a model folder, such as runs/NAME/m1/checkpoint")
+        if models := models_inside(Path(model)):
+            raise UsageError(f"{option} {model!r} is no model folder; the models in it: {', '.join(map(str, models))}")
         if problem := unknown_endpoint(config.endpoints, option, model):
             raise UsageError(f"{problem}; describe it under `endpoints` in a config and give --config")
+
+
+def models_inside(folder: Path) -> list[Path]:
+    """Model folders of a run, a round, or a stage that somebody named in place of one of them."""
+    if any(folder.glob("*.safetensors")):
+        return []
+    found: list[Path] = []
+    for pattern in ("checkpoint", "model/checkpoint", "*/checkpoint", "round-*/model/checkpoint"):
+        found += [path for path in sorted(folder.glob(pattern)) if path.is_dir() and path not in found]
+    return found
 
 
 def check_out(option: str, out: Path, suffixes: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ A task of a model is a stage of its own: further tasks add to those that are the
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -18,31 +19,22 @@ from selfreward.artifacts import Artifact, Run, Stage, hash_file, read_json
 from selfreward.config import ENDPOINT_PREFIX, SCRIPTED_PREFIX, Config
 from selfreward.engines.loading import resolve_model_path
 from selfreward.errors import EngineError, MissingExtraError, UsageError
+from selfreward.eval_tools.options import TaskOptions
 from selfreward.eval_tools.sides import model_label
 from selfreward.eval_tools.small import check_names, do_stage, folder_run, without_training
-from selfreward.eval_tools.whole_run import finished_stage, run_config
+from selfreward.eval_tools.whole_run import finished_stage, run_config, set_stale_aside
 from selfreward.evals.harness import read_results
 from selfreward.preflight import check_writer
 from selfreward.progress import Progress
+from selfreward.report.html import write_report
 from selfreward.report.task_rows import tax_rows
 from selfreward.stages._roles import weights_of
 from selfreward.texts import one_line
 from selfreward.types import Counts
 
 NEED = "standard tasks need lm-evaluation-harness, which is not installed: pip install 'selfreward[lm-eval]'"
-
-
-@dataclass(frozen=True, slots=True)
-class TaskOptions:
-    """What the command line says: `model` with `out`, or `run`."""
-
-    tasks: tuple[str, ...]
-    model: str | None = None
-    out: Path | None = None
-    run: Path | None = None
-    include: Path | None = None
-    num_fewshot: int | None = None
-    limit: int | None = None
+MAX_BATCH = 16
+"""Questions at a time: `engine.batch_size` is for short answers, and a task's questions with examples can be long."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +57,23 @@ def run_tasks(options: TaskOptions, config: Config, progress: Progress) -> dict[
         raise UsageError("--tasks names no task; give for example --tasks arc_easy,hellaswag")
     if options.include is not None and not options.include.is_dir():
         raise UsageError(f"--include {str(options.include)!r} is no folder of task files")
+    config = without_training(config) if options.run is None else run_config(options.run)
+    alone = None if options.model is None else _of_model(options.model, config)
     harness = need_harness()
-    if options.run is not None:
-        place, config = options.run, run_config(options.run)
-    else:
-        assert options.out is not None, "checked above"
-        place, config = options.out, without_training(config)
-    with folder_run(place, config, progress) as run:
-        candidates = _of_run(run) if options.run else [_of_model(options.model or "", config)]
-        results = {item.name: _tasks_of(run, item, options, harness) for item in candidates}
-    names = list(results)
-    return {"models": results, "tax": tax_rows(results, names) if options.run else [], "place": str(place / "tasks")}
+    with _open(options, config, progress) as run:
+        if alone is None:
+            set_stale_aside(run, "tasks")
+        results = {}
+        for candidate in _of_run(run) if alone is None else [alone]:
+            results[candidate.name] = _tasks_of(run, candidate, options, harness)
+        if alone is None:
+            write_report(run.dir)
+    tax = [] if alone is not None else tax_rows(results, list(results))
+    return {"models": results, "tax": tax, "place": str(run.dir.root / "tasks")}
+
+
+def _open(options: TaskOptions, config: Config, progress: Progress) -> AbstractContextManager[Run]:
+    return Run.open(config, progress) if options.out is None else folder_run(options.out, config, progress)
 
 
 def need_harness() -> str:
@@ -122,8 +120,9 @@ def _tasks_of(run: Run, candidate: _Candidate, options: TaskOptions, harness: st
         "weights": None if candidate.inputs else weights_of(candidate.folder),
     }
     found = {}
+    loaded = _Loaded()
     for task in options.tasks:
-        work = partial(_evaluate, candidate, task, options)
+        work = partial(_evaluate, candidate, task, options, loaded)
         key = f"tasks/{candidate.name}/{_slug(task)}"
         made = do_stage(run, key, sections | {"task": task}, candidate.inputs, work)
         found[task] = read_json(made.path / "tasks.json")["results"][0]
@@ -137,29 +136,18 @@ def _include_hashes(folder: Path | None) -> dict[str, str] | None:
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 
-def _evaluate(candidate: _Candidate, task: str, options: TaskOptions, stage: Stage) -> Counts:
+def _evaluate(candidate: _Candidate, task: str, options: TaskOptions, loaded: "_Loaded", stage: Stage) -> Counts:
     """One task of one model. What the harness raises, and there are many kinds, becomes an EngineError."""
-    config = stage.config
-    arguments: dict[str, Any] = {
-        "model": "hf",
-        "model_args": {
-            "pretrained": candidate.folder,
-            "dtype": config.model.dtype,
-            "trust_remote_code": config.model.trust_remote_code,
-        },
-        "tasks": [task],
-        "num_fewshot": options.num_fewshot,
-        "batch_size": min(config.engine.batch_size, 16),
-        "device": None if config.engine.device == "auto" else config.engine.device,
-        "limit": options.limit,
-        "log_samples": False,
-    }
     try:
-        harness = import_module("lm_eval")
-        manager = import_module("lm_eval.tasks").TaskManager
-        if options.include is not None:
-            arguments["task_manager"] = manager(include_path=str(options.include))
-        document = harness.simple_evaluate(**arguments)
+        model, manager = loaded.open(candidate.folder, stage.config, options.include)
+        document = import_module("lm_eval").simple_evaluate(
+            model=model,
+            tasks=[task],
+            num_fewshot=options.num_fewshot,
+            limit=options.limit,
+            log_samples=False,
+            task_manager=manager,
+        )
     except Exception as error:
         raise EngineError(f"lm-evaluation-harness, task {task!r}: {type(error).__name__}: {one_line(error)}") from error
     if document is None:
@@ -168,3 +156,30 @@ def _evaluate(candidate: _Candidate, task: str, options: TaskOptions, stage: Sta
     stage.roles = {"policy": candidate.name}
     stage.write_json("tasks", {"task": task, "results": results})
     return Counts(results[0].n or 0, results[0].n or 0)
+
+
+class _Loaded:
+    """A model as the harness holds it, and its tables of tasks: opened by the first task that is not stored yet, kept for the
+    others. Loading weights costs more than most tasks."""
+
+    def __init__(self) -> None:
+        self._opened: tuple[Any, Any] | None = None
+
+    def open(self, folder: str, config: Config, include: Path | None) -> tuple[Any, Any]:
+        """The harness's model and task manager."""
+        if self._opened is None:
+            given = {
+                "pretrained": folder,
+                "dtype": config.model.dtype,
+                "trust_remote_code": config.model.trust_remote_code,
+            }
+            manager = import_module("lm_eval.tasks").TaskManager(
+                include_path=None if include is None else str(include), metadata=given
+            )
+            work = {
+                "batch_size": min(config.engine.batch_size, MAX_BATCH),
+                "max_batch_size": None,
+                "device": None if config.engine.device == "auto" else config.engine.device,
+            }
+            self._opened = import_module("lm_eval.api.registry").get_model("hf").create_from_arg_obj(given, work), manager
+        return self._opened

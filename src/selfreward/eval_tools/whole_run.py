@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from selfreward.artifacts import Artifact, Run, derive_seed, read_json, read_rows, to_plain
-from selfreward.config import Config, parse_config
-from selfreward.errors import UsageError
+from selfreward.config import Config, EndpointConfig, parse_config
+from selfreward.errors import DriftError, UsageError
 from selfreward.eval_tools.ranking import Evaluated, judge_of_run, rank_run
 from selfreward.evals.diversity import mean_overlap
 from selfreward.evals.evaluate import evaluate
 from selfreward.evals.judge_quality import ORDER_RULE, TIE_RULE
 from selfreward.evals.outputs import EVALUATION_TABLE
+from selfreward.planning import supersede
 from selfreward.progress import Progress
+from selfreward.report.evaluated import evaluated_stages
+from selfreward.report.html import write_report
 from selfreward.report.paper import is_real
 from selfreward.report.reading import read_record
-from selfreward.report.summary import build_summary
+from selfreward.report.summary import write_summary
 from selfreward.report.task_rows import read_tasks, tax_rows
+from selfreward.texts import counted
 from selfreward.types import EvalOutput
 
 JUDGE_FIGURES = (
@@ -28,20 +32,34 @@ ANSWER_FIGURES = ("oracle_mean", "oracle_exact", "mean_length", "mean_tokens", "
 _CONTEST = ("win_rate", "tie_rate", "lose_rate", "net", "longer_won")
 
 
-def evaluate_run(root: Path, judge: str | None, progress: Progress) -> dict[str, Any]:
+def evaluate_run(
+    root: Path, judge: str | None, progress: Progress, endpoints: Mapping[str, EndpointConfig] | None = None
+) -> dict[str, Any]:
     """Everything about the finished models of the run in `root`, as plain values; `judge` compares them in place of the run's
-    own. Raises UsageError where `root` is no run or holds no finished model, and what stages raise."""
+    own, and may be one of `endpoints` beside the run's own ones, whose settings then tell of it. Writes summary.json and
+    report.html again. Raises UsageError where `root` is no run or holds no finished model, and what stages raise."""
     config = run_config(root)
+    if endpoints:
+        config = config.model_copy(update={"endpoints": {**config.endpoints, **endpoints}})
     with Run.open(config, progress) as run:
-        models = _evaluated(run)
+        try:
+            models = _evaluated(run)
+        except DriftError as error:
+            why = str(error).partition(" Set another")[0]
+            raise DriftError(
+                f"{why} `selfreward run` with this run's config says all that differs; with --accept-drift it writes down that "
+                "finished stages are reused as they are, and with --from STAGE it does them again"
+            ) from error
         if not models:
             raise UsageError(f"{root} holds no finished model; run its config first")
+        set_stale_aside(run, "ranking")
         duel = judge_of_run(run, models, judge)
         ranking = None
         if duel is not None and len(models) > 1:
             ranking = read_json(rank_run(run, models, duel).path / "ranking.json")
         done = dict(run.num_stages)
-    summary = build_summary(run.dir)
+        summary = write_summary(run.dir)
+        write_report(run.dir, summary)
     rows = [_row(run, model, models[:place], summary, ranking) for place, model in enumerate(models)]
     tasks = read_tasks(run.dir, [model.name for model in models])
     document = {
@@ -52,7 +70,9 @@ def evaluate_run(root: Path, judge: str | None, progress: Progress) -> dict[str,
         "models": [row | {"tasks": tasks.get(model.name, {})} for row, model in zip(rows, models, strict=True)],
         "pairs": ranking["pairs"] if ranking else {},
         "tax": tax_rows(tasks, [model.name for model in models]),
+        "stale": [stage.key for stage in evaluated_stages(run.dir) if stage.state == "stale"],
         "rules": {"ties": TIE_RULE, "orders": ORDER_RULE},
+        "report": str(run.dir.report),
     }
     plain: dict[str, Any] = json.loads(json.dumps(document, default=to_plain))
     return plain
@@ -65,6 +85,16 @@ def run_config(root: Path) -> Config:
     config = parse_config(read_json(root / "config.json"), origin=str(root / "config.json"))
     place = root if root.name else root.absolute()
     return config.model_copy(update={"run_dir": str(place.parent), "name": place.name})
+
+
+def set_stale_aside(run: Run, place: str) -> None:
+    """Move what `selfreward eval` made in `place` of models that were replaced since: it is done again for those of now."""
+    stale = [stage for stage in evaluated_stages(run.dir) if stage.state == "stale" and stage.key.startswith(f"{place}/")]
+    moved = supersede(run.dir, [stage.key for stage in stale], f"eval-{place}")
+    if moved is not None:
+        groups = ", ".join(dict.fromkeys(stage.group for stage in stale))
+        run.progress.say(f"{groups}: of models that were replaced since; {counted(len(stale), 'stage')} moved to {moved}")
+        run.logger.info("evaluations moved aside", extra={"data": {"stages": [s.key for s in stale], "to": str(moved)}})
 
 
 def _evaluated(run: Run) -> list[Evaluated]:
@@ -117,5 +147,5 @@ def _judge(config: Config, ranking: Mapping[str, Any] | None) -> dict[str, Any]:
             "eval.head_to_head=none: nobody compares the models; name a --judge" if config.eval.head_to_head == "none" else None
         )
         return {"name": None, "why_not": why or "one model alone has nobody to be compared with"}
-    keys = ("rubric", "no_strengths", "first_position", "position_biased", "position")
-    return {"name": ranking["judge"], "why_not": None} | {key: ranking[key] for key in keys}
+    keys = ("rubric", "no_strengths", "unbounded", "first_position", "position_biased", "position")
+    return {"name": ranking["judge"], "why_not": None} | {key: ranking.get(key) for key in keys}

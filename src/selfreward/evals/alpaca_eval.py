@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from selfreward.errors import DataError
-from selfreward.texts import shown
+from selfreward.statistics import score_interval
+from selfreward.texts import counted, shown
 
 BASELINE_WINS, MODEL_WINS = 1.0, 2.0
 SHRINK_LENGTH = 0.0075
@@ -33,6 +34,7 @@ by length, and answers that are all shorter than the baseline's leave the point 
 value was chosen on three models with published figures; `docs/evaluation.md` shows what it does."""
 _WEIGHTS = {"tanh_std_delta_len": "length", "instruction_difficulty": "difficulty", "model": "model"}
 _RESAMPLES, _SEED = 300, 1
+_KINDS: Mapping[type, str] = {dict: "an object", str: "a text", type(None): "null"}
 
 _Floats = npt.NDArray[np.float64]
 
@@ -65,7 +67,8 @@ class Weights:
 @dataclass(frozen=True, slots=True)
 class AlpacaResult:
     """Percentages. `standard_error` is the win rate's; the length-controlled interval comes of resampled instructions, with
-    the weights fitted again each time, or kept where they were given."""
+    the weights fitted again each time, or kept where they were given. Where all preferences are equal, resampling would show
+    no spread: the interval is then Wilson's of the win rate."""
 
     win_rate: float
     standard_error: float
@@ -89,15 +92,17 @@ def evaluate_alpaca(
     need difficulties that are not given.
     """
     if len(annotations) < 2:
-        raise DataError(f"{len(annotations)} annotations are too few for a rate with an error; give 2 or more")
+        raise DataError(f"{counted(len(annotations), 'annotation')} cannot give a rate with an error; give 2 or more")
     if weights and weights.difficulty and difficulty is None:
         raise DataError("the given weights have an instruction_difficulty; give the difficulties too (--difficulty FILE)")
     wins_N = np.array([row.win for row in annotations])
     lengths_N2 = np.array([[len(row.output_1), len(row.output_2)] for row in annotations], dtype=np.float64)
     hard_N = np.array([_difficulty_of(row, difficulty) for row in annotations])
     fitted = weights or fit_weights(wins_N, length_terms(lengths_N2), hard_N if difficulty else None)
-    rates = _resampled_rates(wins_N, lengths_N2, hard_N, weights, difficulty is not None)
-    low, high = np.percentile(rates, [2.5, 97.5])
+    if weights is None and np.ptp(wins_N) == 0:
+        low, high = _ends_without_spread(float(wins_N[0]), len(wins_N))
+    else:
+        low, high = np.percentile(_resampled_rates(wins_N, lengths_N2, hard_N, weights, difficulty is not None), [2.5, 97.5])
     return AlpacaResult(
         win_rate=100 * float(wins_N.mean()),
         standard_error=100 * float(wins_N.std(ddof=1)) / math.sqrt(len(wins_N)),
@@ -144,11 +149,18 @@ def fit_weights(wins_N: _Floats, terms_N: _Floats, hard_N: _Floats | None) -> We
 
 
 def read_annotations(path: Path) -> list[Annotation]:
-    """AlpacaEval's annotation file: a JSON list. Raises DataError naming file, row and field."""
+    """AlpacaEval's annotation file of one model: a JSON list. Raises DataError naming file, row and field, and for fewer than
+    two annotations or several models."""
     rows = _read_json(path)
     if not isinstance(rows, list):
-        raise DataError(f"{path} must hold a JSON list of annotations, got {type(rows).__name__}")
-    return [_annotation(path, number, row) for number, row in enumerate(rows, 1)]
+        raise DataError(f"{path} must hold a JSON list of annotations, got {_KINDS.get(type(rows), 'a single value')}")
+    found = [_annotation(path, number, row) for number, row in enumerate(rows, 1)]
+    if len(found) < 2:
+        raise DataError(f"{path} holds {counted(len(found), 'annotation')}; a rate with an error needs 2 or more")
+    models = sorted({row.model for row in found})
+    if len(models) > 1:
+        raise DataError(f"{path} holds annotations of several models ({', '.join(map(repr, models))}); give one file a model")
+    return found
 
 
 def read_difficulty(path: Path) -> dict[str, float]:
@@ -164,8 +176,11 @@ def read_weights(path: Path, model: str) -> Weights:
     table of models, where `model` says which. Raises DataError naming what is missing."""
     found = table = _read_json(path)
     if isinstance(table, dict) and not _WEIGHTS.keys() & table.keys() and "glm" not in table:
+        known = ", ".join(map(repr, table)) or "nobody"
+        if not model:
+            raise DataError(f"{path} has weights of {known}, and the annotations name no model (generator_2) to choose by")
         if model not in table:
-            raise DataError(f"{path} has no weights of {model!r}; it has those of {', '.join(map(repr, table)) or 'nobody'}")
+            raise DataError(f"{path} has no weights of {model!r}; it has those of {known}")
         found = table[model]
     if isinstance(found, dict) and "glm" in found:
         found = found["glm"]
@@ -186,6 +201,13 @@ def _resampled_rates(
         fitted = weights or fit_weights(wins_N[index_N], length_terms(lengths_N2[index_N]), hard if has_difficulty else None)
         rates.append(_rate_at_equal_length(fitted, hard))
     return rates
+
+
+def _ends_without_spread(win: float, n: int) -> tuple[float, float]:
+    interval = score_interval(win, n)
+    assert interval.low is not None, "a score interval has both ends"
+    assert interval.high is not None, "a score interval has both ends"
+    return 100 * interval.low, 100 * interval.high
 
 
 def _rate_at_equal_length(weights: Weights, hard_N: _Floats) -> float:
@@ -209,11 +231,13 @@ def _difficulty_of(row: Annotation, difficulty: Mapping[str, float] | None) -> f
 def _annotation(path: Path, number: int, row: Any) -> Annotation:
     where = f"{path}, annotation {number}"
     if not isinstance(row, dict):
-        raise DataError(f"{where}: must be an object, got {type(row).__name__}")
+        raise DataError(f"{where}: must be an object, got {shown(row)}")
     for name in ("instruction", "output_1", "output_2"):
         if not isinstance(row.get(name), str):
             raise DataError(f"{where}: {name} must be a text, got {shown(row.get(name))}")
-    preference = row.get("preference")
+    if "preference" not in row:
+        raise DataError(f"{where}: preference is missing; give a number from 1 (output_1) to 2 (output_2), or null for a draw")
+    preference = row["preference"]
     if preference is not None and not (_is_number(preference) and BASELINE_WINS <= preference <= MODEL_WINS):
         raise DataError(
             f"{where}: preference must be a number from 1 (output_1) to 2 (output_2) or null, got {shown(preference)}"
@@ -222,6 +246,8 @@ def _annotation(path: Path, number: int, row: Any) -> Annotation:
 
 
 def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(f"{path} is {'a folder, not a file' if path.is_dir() else 'no file here'}; give a JSON file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -32,8 +32,10 @@ class Game:
 def rank_models(models: Sequence[str], games: Sequence[Game], seed: int, samples: int) -> Mapping[str, Estimate]:
     """Strength of each model with a percentile interval over resampled units (prompts); the first model is the anchor, 0.
 
-    n counts the units. Raises DataError when a game names an unknown model, when a model never plays, and when the games
-    leave groups that never met: between them no order exists.
+    n counts the units. A model that no chain of wins leads to from the anchor, or from which none leads back, could be any
+    amount stronger or weaker: what the games leave open the prior has set, and it has no interval. A resample in which a
+    model does not meet the others says nothing about it. Raises DataError when a game names an unknown model, when a model
+    never plays, and when the games leave groups that never met: between them no order exists.
     """
     index = {model: number for number, model in enumerate(models)}
     for game in games:
@@ -46,19 +48,30 @@ def rank_models(models: Sequence[str], games: Sequence[Game], seed: int, samples
         first, second = index[game.first], index[game.second]
         wins_UMM[place[game.unit], first, second] += game.score
         wins_UMM[place[game.unit], second, first] += 1 - game.score
-    _check_connected(models, wins_UMM.sum(axis=0))
-    strengths_M = fit(wins_UMM.sum(axis=0))
-    if len(units) < 2:
-        return {model: Estimate(float(strengths_M[i]), None, None, len(units)) for model, i in index.items()}
-    rng = np.random.default_rng(seed)
-    drawn_SM = np.array(
-        [
-            fit(np.tensordot(np.bincount(rng.integers(0, len(units), len(units)), minlength=len(units)), wins_UMM, axes=1))
-            for _ in range(samples)
-        ]
-    )
-    low_M, high_M = np.percentile(drawn_SM, [2.5, 97.5], axis=0)
-    return {model: Estimate(float(strengths_M[i]), float(low_M[i]), float(high_M[i]), len(units)) for model, i in index.items()}
+    total_MM = wins_UMM.sum(axis=0)
+    _check_connected(models, total_MM)
+    strengths_M = fit(total_MM)
+    bounded = _reached(total_MM > 0) & _reached(total_MM.T > 0) if len(units) > 1 else set()
+    drawn_SM = _resampled(wins_UMM, seed, samples) if bounded else np.empty((0, len(models)))
+    found = {}
+    for model, i in index.items():
+        draws = drawn_SM[~np.isnan(drawn_SM[:, i]), i]
+        ends = np.percentile(draws, [2.5, 97.5]) if i in bounded and len(draws) else (None, None)
+        low, high = (None if end is None else float(end) for end in ends)
+        found[model] = Estimate(float(strengths_M[i]), low, high, len(units))
+    return found
+
+
+def _resampled(wins_UMM: _Floats, seed: int, samples: int) -> _Floats:
+    """Strengths of `samples` resamples of the units, shape SM; NaN for a model that did not meet the first one in it, nor
+    anyone who did."""
+    rng, num = np.random.default_rng(seed), len(wins_UMM)
+    drawn_SM = np.full((samples, wins_UMM.shape[1]), np.nan)
+    for row_M in drawn_SM:
+        wins_MM = np.tensordot(np.bincount(rng.integers(0, num, num), minlength=num), wins_UMM, axes=1)
+        met = sorted(_reached((wins_MM + wins_MM.T) > 0))
+        row_M[met] = fit(wins_MM[np.ix_(met, met)])
+    return drawn_SM
 
 
 def fit(wins_MM: _Floats) -> _Floats:
@@ -80,13 +93,18 @@ def fit(wins_MM: _Floats) -> _Floats:
 
 
 def _check_connected(models: Sequence[str], wins_MM: _Floats) -> None:
-    met_MM = (wins_MM + wins_MM.T) > 0
-    reached, frontier = {0}, [0]
-    while frontier:
-        for other in np.flatnonzero(met_MM[frontier.pop()]):
-            if int(other) not in reached:
-                reached.add(int(other))
-                frontier.append(int(other))
+    reached = _reached((wins_MM + wins_MM.T) > 0)
     apart = [model for number, model in enumerate(models) if number not in reached]
     if apart:
         raise DataError(f"{', '.join(apart)} met neither {models[0]} nor anyone who did: no order exists between them")
+
+
+def _reached(edges_MM: npt.NDArray[np.bool_]) -> set[int]:
+    """The models to which edges lead from the first one, itself among them."""
+    reached, frontier = {0}, [0]
+    while frontier:
+        for other in np.flatnonzero(edges_MM[frontier.pop()]):
+            if int(other) not in reached:
+                reached.add(int(other))
+                frontier.append(int(other))
+    return reached

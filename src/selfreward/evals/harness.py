@@ -37,9 +37,7 @@ def read_results(document: Mapping[str, Any], task: str) -> list[TaskResult]:
     if not isinstance(figures, Mapping):
         known = shown(sorted(table)) if isinstance(table, Mapping) else shown(table)
         raise EngineError(f"lm-evaluation-harness gave no result of task {task!r}; it gave {known}")
-    samples = document.get("n-samples") or {}
-    counts = samples.get(task) or {}
-    n = counts.get("effective", counts.get("original")) if isinstance(counts, Mapping) else None
+    n = _num_questions(document, task)
     found = []
     for key, value in figures.items():
         metric, comma, used_filter = str(key).partition(",")
@@ -51,6 +49,16 @@ def read_results(document: Mapping[str, Any], task: str) -> list[TaskResult]:
     if not found:
         raise EngineError(f"lm-evaluation-harness gave no number for task {task!r}: {shown(dict(figures))}")
     return found
+
+
+def _num_questions(document: Mapping[str, Any], task: str) -> int | None:
+    """Of a task, or of all tasks in a group; None where it is not told."""
+    members = (document.get("group_subtasks") or {}).get(task)
+    if members:
+        numbers = [_num_questions(document, member) for member in members]
+        return None if None in numbers else sum(number for number in numbers if number is not None)
+    counts = (document.get("n-samples") or {}).get(task)
+    return counts.get("effective", counts.get("original")) if isinstance(counts, Mapping) else None
 
 
 def _result(task: str, metric: str, figure: tuple[Any, Any], n: int | None) -> TaskResult:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from selfreward.report.names import FAILURES
+
 
 def render_alpaca(result: Mapping[str, Any]) -> str:
     """The two rates with their errors, and what they stand on. `result`: an AlpacaResult as a mapping."""
@@ -44,9 +46,13 @@ def render_outputs(summary: Mapping[str, Any]) -> str:
     if "alpaca" not in summary:
         return text
     found = summary["alpaca"]
-    judge = f"{found['judge']}, both orders; no verdict {found['no_verdict']}"
-    judged = [("judge", judge), ("written to", found["annotations"])]
-    return "\n\n".join([text, f"{_lines(judged)}\n{render_alpaca(found)}"])
+    judged = [("judge", found["judge"] + (", both orders" if found["both_orders"] else ""))]
+    if found["no_verdict"]:
+        why = [f"{FAILURES[reason]} {number:,}" for reason, number in found["failed_verdicts"].items()]
+        judged += [("no verdict", f"{found['no_verdict']:,}"), *(("", reason) for reason in why)]
+    judged.append(("written to", found["annotations"]))
+    rates = [render_alpaca(found)] if "win_rate" in found else []
+    return "\n\n".join([text, "\n".join([_lines(judged), *rates])])
 
 
 def _lines(rows: Iterable[tuple[str, str]]) -> str:

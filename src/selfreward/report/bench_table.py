@@ -1,5 +1,6 @@
 """MT-Bench on screen: a row a category, with n and intervals."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,8 @@ def render_bench(summary: Mapping[str, Any]) -> str:
     failures = ", ".join(f"{FAILURES[reason]} {number}" for reason, number in votes["failures"].items()) or "-"
     lines += [
         f"judgments: {summary['judgments']}",
-        f"judge:     {summary['judge']} by {summary['rubric']}, {low:g} to {high:g}; failed votes: {failures}",
+        f"judge:     {summary['judge']} with the rubric {summary['rubric']}, {low:g} to {high:g}",
+        textwrap.fill(f"failed votes: {failures}", 80),
         f"references: {references['given']} of {references['needed']} questions on math, reasoning and coding have one",
         "",
         f"{'category':<12} {'turn 1':>17} {'turn 2':>17} {'both':>17} {'n':>4} {'missing':>7}",
@@ -29,7 +31,7 @@ def render_bench(summary: Mapping[str, Any]) -> str:
     for row in summary["categories"]:
         cells = " ".join(f"{_cell(row[label]):>17}" for label in ("first", "second", "both"))
         lines.append(f"{row['category'][:12]:<12} {cells} {row['both']['n']:>4} {row['missing']:>7}")
-    return "\n".join([*lines, "", "95 % intervals over questions; n questions with a grade, missing turns without one."])
+    return "\n".join([*lines, "", "95 % intervals over questions; n questions with a grade, missing turns without"])
 
 
 def _cell(figure: Mapping[str, Any]) -> str:

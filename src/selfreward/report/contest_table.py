@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from selfreward.report.names import FAILURES
+
 FIGURES = {
     "win_rate": ("{a} wins", "share"),
     "tie_rate": ("ties", "share"),
@@ -24,17 +26,25 @@ FIGURES = {
 def render_contest(summary: Mapping[str, Any], width: int = 80) -> str:
     """Counts, figures with intervals and n, and what to know about the judge."""
     counts, names = summary["counts"], {"a": summary["a"], "b": summary["b"]}
-    by = summary["judge"] + (f" by {summary['rubric']}" if summary["rubric"] else "")
+    by = summary["judge"] + (f" with the rubric {summary['rubric']}" if summary["rubric"] else "")
     p = counts["sign_test_p"]
-    lines = [
+    heads = [
         f"{summary['a']} against {summary['b']}, judged by {by}",
         f"{counts['contests']:,} contests: {counts['wins']:,} won, {counts['ties']:,} tied, {counts['losses']:,} lost, "
         f"{counts['no_verdict']:,} without a verdict",
         f"orders disagree in {counts['orders_disagree']:,}; sign test p = {'-' if p is None else f'{p:.3g}'}",
     ]
-    if counts["only_a"] or counts["only_b"]:
-        lines.append(f"not compared: {counts['only_a']:,} outputs of {summary['a']}, {counts['only_b']:,} of {summary['b']}")
-    lines.append("")
+    if summary["failed_verdicts"]:
+        why = ", ".join(f"{FAILURES[reason]} {number:,}" for reason, number in summary["failed_verdicts"].items())
+        heads.append(f"replies without a verdict: {why}")
+    left_out = [
+        f"{counts[f'only_{side}']:,} that only {name} answers" for side, name in names.items() if counts[f"only_{side}"]
+    ]
+    if counts["beyond_limit"]:
+        left_out.append(f"{counts['beyond_limit']:,} beyond --limit")
+    if left_out:
+        heads.append(f"instructions not compared: {', '.join(left_out)}")
+    lines = [*(textwrap.fill(head, width) for head in heads), ""]
     labels = {figure: label.format(**names) for figure, (label, _) in FIGURES.items()}
     wide = min(max(map(len, labels.values())), 40)
     for figure, (_, unit) in FIGURES.items():

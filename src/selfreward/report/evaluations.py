@@ -1,38 +1,39 @@
 """What `selfreward eval` added to a run, for its page: all models against each other, the paper's table, standard tasks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from selfreward.artifacts import RunDir, read_json
 from selfreward.config import Config
+from selfreward.report.evaluated import done_stages
 from selfreward.report.paper import is_real, paper_rows
-from selfreward.report.reading import Json, read_record
+from selfreward.report.reading import Json
 from selfreward.report.task_rows import RULE as TASK_RULE
-from selfreward.report.task_rows import read_tasks, tax_rows
+from selfreward.report.task_rows import Result, read_tasks, tax_rows
 
 
 def evaluation_parts(run_dir: RunDir, config: Config, models: Sequence[Json]) -> dict[str, Any]:
-    """`rankings`, `paper`, `tax` and `task_rule` for the template; what was not measured is empty."""
+    """`rankings`, `paper`, `tasks`, `tax` and `task_rule` for the template; what was not measured is empty."""
     names = [model["model"].lower() for model in models]
+    tasks = read_tasks(run_dir, names)
     return {
         "rankings": list(_rankings(run_dir, names)),
         "paper": paper_rows(models) if is_real(config) else [],
-        "tax": [_tax_row(row) for row in tax_rows(read_tasks(run_dir, names), names)],
+        "tasks": _task_table(tasks),
+        "tax": [_tax_row(row) for row in tax_rows(tasks, names)],
         "task_rule": TASK_RULE,
     }
 
 
 def _rankings(run_dir: RunDir, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Each judge's ranking of all models that are evaluated now."""
-    if not names:
-        return
-    for folder in sorted((run_dir.root / "ranking").glob(f"*/up-to-{names[-1]}")):
-        if read_record(folder) is None:
+    for key, folder in done_stages(run_dir).items():
+        if not names or not key.startswith("ranking/") or folder.name != f"up-to-{names[-1]}":
             continue
         document = read_json(folder / "ranking.json")
         yield {
             "judge": document["judge"] + (f" by {document['rubric']}, both orders" if document["rubric"] else ""),
-            "notes": [document[key] for key in ("position", "no_strengths") if document[key]],
+            "notes": [text for key in ("position", "no_strengths", "unbounded") if (text := document.get(key))],
             "biased": bool(document["position_biased"]),
             "rows": [_ranking_row(document, name, names) for name in names],
             "names": [name.upper() for name in names[:-1]],
@@ -56,6 +57,24 @@ def _pair_cell(pair: Json | None) -> str:
     counts = pair["counts"]
     missing = f" ({counts['no_verdict']} unread)" if counts["no_verdict"] else ""
     return f"{counts['wins']} / {counts['ties']} / {counts['losses']}{missing}"
+
+
+def _task_table(tasks: Mapping[str, Mapping[str, Result]]) -> dict[str, Any]:
+    """A row a task, a cell a model: percent and half the interval."""
+    known = {task: result for results in tasks.values() for task, result in results.items()}
+    rows = []
+    for task, last in sorted(known.items()):
+        n = "-" if last["n"] is None else f"{last['n']:,}"
+        cells = [_task_cell(results.get(task)) for results in tasks.values()]
+        rows.append({"task": task, "metric": last["metric"], "n": n, "cells": cells})
+    return {"models": [model.upper() for model in tasks], "rows": rows}
+
+
+def _task_cell(result: Result | None) -> dict[str, str]:
+    if result is None:
+        return {"text": "-", "half": ""}
+    half = "" if result["low"] is None else f"±{50 * (result['high'] - result['low']):.1f}"
+    return {"text": f"{100 * result['value']:.1f}", "half": half}
 
 
 def _tax_row(row: Json) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from selfreward.artifacts import RunDir, read_json
 from selfreward.config import Config, PanelMember
 from selfreward.report.charts import model_charts, round_score_charts, score_charts, training_charts
+from selfreward.report.evaluated import done_stages
 from selfreward.report.evaluations import evaluation_parts
 from selfreward.report.examples import last_round, pick_examples
 from selfreward.report.names import FAILURES, NAMES, interval, number, with_half
@@ -235,8 +236,8 @@ def _steps(notes: Mapping[str, Any]) -> str:
 
 
 def _stages(run_dir: RunDir, config: Config) -> Iterator[dict[str, Any]]:
-    """Every stage with its counts, drops by reason, cost and fingerprint."""
-    for key, folder in stage_folders(run_dir, config):
+    """Every stage with its counts, drops by reason, cost and fingerprint; then what `selfreward eval` added."""
+    for key, folder in [*stage_folders(run_dir, config), *done_stages(run_dir).items()]:
         record = read_record(folder)
         if record is None:
             yield {"key": key, "done": False}

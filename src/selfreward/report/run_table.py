@@ -6,6 +6,7 @@ from typing import Any
 
 from selfreward.report.paper import paper_rows
 from selfreward.report.task_rows import render_tax
+from selfreward.texts import counted
 
 Json = Mapping[str, Any]
 _Write = Callable[[float], str]
@@ -32,13 +33,13 @@ def _signed(value: float) -> str:
 
 
 COLUMNS: Mapping[str, tuple[str, str, _Write]] = {
-    "strength": ("BT", "strength (BT, SFT = 0)", _signed),
+    "strength": ("BT", "BT strength, SFT = 0", _signed),
     "judge_pairwise": ("pair\n%", "judge: pairs right %", _percent),
     "judge_five_best": ("5bst\n%", "judge: 5-best %", _percent),
     "judge_exact_match": ("ord.\n%", "judge: order right %", _percent),
     "judge_spearman": ("rho", "judge: Spearman rho", _ratio),
     "judge_kendall": ("tau", "judge: Kendall tau-b", _ratio),
-    "judge_mean": ("own", "judge: own mean score", _score),
+    "judge_mean": ("own", "judge: mean score", _score),
     "judge_tied": ("tied\n%", "judge: pairs tied %", _percent),
     "mean_length": ("chars", "length, characters", _count),
     "distinct_2": ("dis2", "distinct-2", _ratio),
@@ -46,14 +47,13 @@ COLUMNS: Mapping[str, tuple[str, str, _Write]] = {
     "oracle_mean": ("orac", "oracle, 0-5", _score),
 }
 """Figure -> short heading, name, how it is written."""
-CONTESTS = {"against_previous": ("prev\nw/l%", "the one before"), "against_sft": ("SFT\nw/l%", "SFT")}
+CONTESTS = {"against_previous": ("prev\nw/l%", "previous"), "against_sft": ("SFT\nw/l%", "SFT")}
 
 
 def render_run(document: Json, width: int = 80) -> str:
     """The table of all models, the intervals, who judged, and the rules."""
     models = document["models"]
-    parts = [f"{document['name']}: {len(models)} models", _table(models)]
-    parts.append(_intervals(models))
+    parts = [f"{document['name']}: {counted(len(models), 'model')}", _table(models, width), _intervals(models, width)]
     judge = document["judge"]
     if judge["name"] is None:
         parts.append(f"No win rates and no strengths: {judge['why_not']}.")
@@ -63,16 +63,19 @@ def render_run(document: Json, width: int = 80) -> str:
         unread, all_of_them = (sum(count[key] for count in counts) for key in ("no_verdict", "contests"))
         missing = f" {unread:,} of {all_of_them:,} comparisons have no readable verdict and count nowhere." if unread else ""
         parts.append(f"All pairs of models were compared by {judge['name']}{by}.{missing}")
-        parts += [text for key in ("no_strengths", "position") if (text := judge[key])]
+        parts += [text for key in ("no_strengths", "unbounded", "position") if (text := judge[key])]
     if document["tax"]:
         parts.append(render_tax(document["tax"]))
+    if document["stale"]:
+        parts.append(f"Left out, of models that were replaced since: {', '.join(document['stale'])}.")
     if document["is_real"] and (rows := paper_rows(models)):
-        parts.append(_paper(rows))
+        parts.append(_paper(rows, width))
     parts.append(f"Ties of the judge. {document['rules']['ties']}")
-    return "\n\n".join(part if "\n" in part else textwrap.fill(part, width) for part in parts)
+    text = "\n\n".join(part if "\n" in part else textwrap.fill(part, width) for part in parts)
+    return f"{text}\n\nreport: {document['report']}"
 
 
-def _table(models: Sequence[Json]) -> str:
+def _table(models: Sequence[Json], width: int) -> str:
     """Figures that at least one model has; a `-` where it has none."""
     contests = [key for key in CONTESTS if any(model[key] for model in models)]
     figures = [figure for figure in COLUMNS if any(_value(model[figure]) is not None for model in models)]
@@ -84,20 +87,32 @@ def _table(models: Sequence[Json]) -> str:
         cells += [_cell(model[figure], COLUMNS[figure][2]) for figure in figures]
         values = [result["value"] for result in model["tasks"].values()]
         rows.append([*cells, *([_percent(sum(values) / len(values)) if values else "-"] if has_tasks else [])])
-    return _grid([*headings, *(["tasks\n%"] if has_tasks else [])], rows)
+    return _grid([*headings, *(["tasks\n%"] if has_tasks else [])], rows, width)
 
 
-def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
     """Right-aligned columns one blank apart, under headings of up to two lines."""
     lines = [heading.split("\n") if "\n" in heading else ["", heading] for heading in headings]
-    wide = [max(len(text) for text in (*lines[place], *(row[place] for row in rows))) for place in range(len(headings))]
-    table = [[line[0] for line in lines], [line[1] for line in lines], *rows]
-    return "\n".join(" ".join(f"{cell:>{size}}" for cell, size in zip(row, wide, strict=True)).rstrip() for row in table)
+    first, *others = [[*lines[place], *(row[place] for row in rows)] for place in range(len(headings))]
+    wide = max(map(len, first))
+    return _blocks([f"{cell:>{wide}}" for cell in first], others, " ", width)
 
 
-def _intervals(models: Sequence[Json]) -> str:
+def _blocks(labels: Sequence[str], columns: Sequence[Sequence[str]], gap: str, width: int) -> str:
+    """Right-aligned columns beside their labels; what is wider than `width` goes on in a further block with the same labels."""
+    blocks: list[list[str]] = []
+    for column in columns:
+        wide = max(map(len, column))
+        cells = [f"{cell:>{wide}}" for cell in column]
+        if not blocks or len(blocks[-1][0]) + len(gap) + wide > width:
+            blocks.append(list(labels))
+        blocks[-1] = [f"{line}{gap}{cell}" for line, cell in zip(blocks[-1], cells, strict=True)]
+    return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks)
+
+
+def _intervals(models: Sequence[Json], width: int) -> str:
     """Figures down, models across, each with half of its 95 % interval; n is the last model's."""
-    lines = [["± half a 95 % interval", *(model["model"] for model in models), "n"]]
+    lines = [["± half 95 % interval", *(model["model"] for model in models), f"n, {models[-1]['model']}"]]
     for key, (_, name) in CONTESTS.items():
         for figure, word in (("win_rate", "beats"), ("lose_rate", "loses to")):
             found = [model[key][figure] if model[key] else None for model in models]
@@ -105,20 +120,22 @@ def _intervals(models: Sequence[Json]) -> str:
     for figure, (_, name, write) in COLUMNS.items():
         found = [model[figure] for model in models]
         lines.append([name, *(_with_half(one, write) for one in found), _n(found)])
+    for task in dict.fromkeys(task for model in models for task in model["tasks"]):
+        found = [model["tasks"].get(task) for model in models]
+        lines.append([f"task {task} %"[:40], *(_with_half(one, _percent) for one in found), _n(found)])
     kept = [lines[0], *(line for line in lines[1:] if any(cell != "-" for cell in line[1:-1]))]
-    wide = [max(len(line[place]) for line in kept) for place in range(len(kept[0]))]
-    return "\n".join(
-        f"{line[0]:<{wide[0]}}  " + "  ".join(f"{cell:>{size}}" for cell, size in zip(line[1:], wide[1:], strict=True))
-        for line in kept
-    )
+    first, *others = [[line[place] for line in kept] for place in range(len(kept[0]))]
+    wide = max(map(len, first))
+    return _blocks([f"{cell:<{wide}}" for cell in first], others, "  ", width)
 
 
-def _paper(rows: Sequence[Json]) -> str:
+def _paper(rows: Sequence[Json], width: int) -> str:
     """Ours beside the paper's, a line a figure."""
     lines = ["Judging, ours and the paper's (Llama 2 70B; its tie rule is not reported):"]
     for row in rows:
         cells = [f"{cell['model']} {cell['ours']} {cell['interval']} / {cell['paper']}" for cell in row["cells"]]
-        lines.append(f"  {row['label']}: {'; '.join(' '.join(cell.split()) for cell in cells)}")
+        text = f"{row['label']}: {'; '.join(' '.join(cell.split()) for cell in cells)}"
+        lines.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    "))
     return "\n".join(lines)
 
 
@@ -145,5 +162,5 @@ def _with_half(figure: Json | None, write: _Write) -> str:
 
 
 def _n(figures: Sequence[Json | None]) -> str:
-    known = [figure["n"] for figure in figures if figure is not None and figure["value"] is not None]
-    return f"{known[-1]:,}" if known else "-"
+    last = figures[-1]
+    return "-" if last is None or last["value"] is None or last["n"] is None else f"{last['n']:,}"

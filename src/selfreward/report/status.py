@@ -1,6 +1,7 @@
 """How far a run is: one row a stage, from its records, and with a plan what would be done next."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from selfreward.drift import name_accepted
 from selfreward.errors import CorruptArtifactError
 from selfreward.locking import Holder
 from selfreward.planning import Plan, PlannedStage, has_work
+from selfreward.report.evaluated import EvaluatedStage, evaluated_stages
 from selfreward.report.reading import Json, read_config, read_record, stage_folders
 from selfreward.reuse import committed_parts
 from selfreward.texts import counted
 
+STALE = "stale: of models that were replaced since, in no report; the same `selfreward eval` command does it again"
 NEXT = {"go on": "goes on", "again": "does again", "do": "begins"}
 
 
@@ -43,6 +46,10 @@ def plan_status(plan: Plan, holder: Holder | None = None) -> Json:
         "running": str(holder) if holder else None,
         "stages": rows,
         "extra": list(plan.extra),
+        "evaluations": [
+            {"stage": stage.key, "state": stage.state} | {field: _of(stage, field) for field in ("counts", "seconds", "tokens")}
+            for stage in evaluated_stages(plan.directory)
+        ],
         "drift": [
             {"field": item.name, "old": item.old, "new": item.new, "stages": list(item.stages), "said": str(item)}
             for item in plan.drift
@@ -88,6 +95,10 @@ def render_plan(status: Mapping[str, Any], config: Mapping[str, Any], width: int
     rows, tokens = status["stages"], sum(status["tokens"].values())
     spent = f"{status['seconds']:.0f} s and {tokens:,} tokens spent"
     console.print(f"{sum(row['state'] == 'done' for row in rows)} of {len(rows)} stages done; {spent}")
+    if status["evaluations"]:
+        console.print(_evaluations(status["evaluations"]))
+        if any(row["state"] == "stale" for row in status["evaluations"]):
+            console.print(STALE)
     if status["running"]:
         console.print(f"running: {status['running']}")
     for item in status["drift"]:
@@ -98,6 +109,29 @@ def render_plan(status: Mapping[str, Any], config: Mapping[str, Any], width: int
         console.print(f"not asked for by these settings: {', '.join(status['extra'])}")
     console.print(f"next: {status['next']}")
     return console.export_text()
+
+
+def _of(stage: EvaluatedStage, field: str) -> Any:
+    return stage.record[field] if stage.record else None
+
+
+def _evaluations(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What `selfreward eval` made, a row a judge's ranking and a row a model's tasks."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("of selfreward eval", no_wrap=True, overflow="ellipsis")
+    table.add_column("state")
+    for heading in ("stages", "seconds", "tokens"):
+        table.add_column(heading, justify="right")
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault("/".join(row["stage"].split("/")[:2]), []).append(row)
+    for name, members in groups.items():
+        states = Counter(row["state"] for row in members)
+        said = ", ".join(state if number == len(members) else f"{number} {state}" for state, number in states.items())
+        tokens = sum(sum((row["tokens"] or {}).values()) for row in members)
+        seconds = sum(row["seconds"] or 0 for row in members)
+        table.add_row(name, said, str(len(members)), f"{seconds:.1f}", f"{tokens:,}" if tokens else "-")
+    return table
 
 
 def _row(key: str, folder: Path) -> Json:

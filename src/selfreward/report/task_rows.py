@@ -6,7 +6,7 @@ from math import sqrt
 from typing import Any
 
 from selfreward.artifacts import RunDir, read_json
-from selfreward.report.reading import read_record
+from selfreward.report.evaluated import done_stages
 from selfreward.statistics import Z
 
 RULE = (
@@ -19,14 +19,14 @@ Result = dict[str, Any]
 
 
 def read_tasks(run_dir: RunDir, models: Sequence[str]) -> dict[str, dict[str, Result]]:
-    """Model -> task -> result; only what is finished."""
+    """Model -> task -> result; only what is finished, and measured on the models that the run has now."""
     found: dict[str, dict[str, Result]] = {}
-    for model in models:
-        for folder in sorted((run_dir.root / "tasks" / model).glob("*")):
-            if read_record(folder) is not None:
-                document = read_json(folder / "tasks.json")
-                found.setdefault(model, {})[document["task"]] = document["results"][0]
-    return found
+    for key, folder in done_stages(run_dir).items():
+        place, model, *_ = key.split("/")
+        if place == "tasks" and model in models:
+            document = read_json(folder / "tasks.json")
+            found.setdefault(model, {})[document["task"]] = document["results"][0]
+    return {model: found[model] for model in models if model in found}
 
 
 def tax_rows(tasks: Mapping[str, Mapping[str, Result]], models: Sequence[str]) -> list[dict[str, Any]]:
