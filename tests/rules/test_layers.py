@@ -11,9 +11,9 @@ from selfreward.config import EngineConfig
 from selfreward.engines import ROLE_ENGINES
 
 LAYERS = {
-    "drift": 0, "errors": 0, "redaction": 0, "texts": 0, "types": 0,
+    "drift": 0, "errors": 0, "pace": 0, "redaction": 0, "texts": 0, "types": 0,
     "columns": 1, "config": 1, "disk": 1, "environment": 1, "intact": 1, "locking": 1, "parts": 1, "progress": 1, "reuse": 1,
-    "rundir": 1, "stopping": 1, "storage": 1,
+    "rundir": 1, "spending": 1, "stopping": 1, "storage": 1,
     "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "planning": 2, "rubrics": 2, "signals": 2, "sources": 2,
     "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,
