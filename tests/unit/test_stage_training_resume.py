@@ -80,7 +80,9 @@ def test_a_finished_first_training_outlives_a_stop_in_the_second(stage):
             with pytest.raises(StoppedError):
                 work()
             trainings = [name for name, _ in progress.tasks if "log-probabilities" not in name]
-            assert trainings[:-1] == ["round-1/model: preference training (resumed at step 2)"] * (number == 0), "done once, kept"
+            assert trainings[:-1] == ["round-1/model: preference training (resumed at step 2)"] * (number == 0), (
+                "done once, kept"
+            )
             assert parts(folder) == ["finished.json", "model", f"step-{step:08d}"]
             assert not (folder / "record.json").exists()
             assert not (folder / "checkpoint").exists()
