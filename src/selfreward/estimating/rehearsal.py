@@ -22,7 +22,10 @@ from selfreward.stopping import Stop
 from selfreward.training import TrainContext
 from selfreward.types import Request
 
-FIRST_ROWS, FIRST_TOKENS, GROWTH = 8, 16, 4
+FIRST_ROWS, FIRST_TOKENS = 8, 16
+GROWTH, SMALLEST_GROWTH, SUBLINEAR = 4.0, 1.5, 2.0
+"""A piece is at most so many times larger than the one before, and not begun where it is not at least so many times; the time
+of one that is twice as large is taken for the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,9 @@ def rehearse_replies(engine: Engine, shapes: Shapes, kind: Kind, shared: int, fu
         took, speed = _time_replies(engine, requests)
         spent += took
         is_full = rows >= most_rows and tokens >= most_tokens
-        # A piece that is `grow` times larger takes at most so much longer.
-        grow = min(GROWTH, (seconds - spent) / max(took, 1e-9))
-        if is_full or grow < 1.5:
+        # A piece that is `grow` times larger takes hardly ever so much longer: more rows keep the machine better busy.
+        grow = min(GROWTH, SUBLINEAR * (seconds - spent) / max(took, 1e-9))
+        if is_full or grow < SMALLEST_GROWTH:
             return replace(speed, is_cut=not is_full)
         if tokens < most_tokens and (rows >= most_rows or tokens <= rows):
             tokens = min(most_tokens, int(tokens * grow) + 1)

@@ -121,17 +121,28 @@ class Shapes:
                 SftExample(str(i), _user(item.prompt), item.response) for i, item in enumerate(self._draw(self._ift, number))
             ]
         if kind == "sft-judging":
-            drawn = self._draw(self._texts.targets, number)
+            targets = self._draw(self._texts.targets or self._made_targets(), number)
             return [
                 SftExample(str(i), judge_messages(self.judge, item.instruction, item.response), item.judgement)
-                for i, item in enumerate(drawn)
+                for i, item in enumerate(targets)
             ]
         assert kind == "dpo", f"{kind} trains nothing"
-        first, second = self._draw(self._ift, number), self._draw(self._ift[::-1], number)
+        drawn = self._draw(self._ift, number)
+        others = [*drawn[1:], drawn[0]]
         return [
-            PreferencePair(str(i), _user(a.prompt), a.response, f"{b.response} ", 5.0, 1.0, f"{i}/0", f"{i}/1")
-            for i, (a, b) in enumerate(zip(first, second, strict=True))
+            # Two equal answers would be no pair, and dropped.
+            PreferencePair(str(i), _user(a.prompt), a.response, f"{b.response}, {i}", 5.0, 1.0, f"{i}/0", f"{i}/1")
+            for i, (a, b) in enumerate(zip(drawn, others, strict=True))
         ]
+
+    def _made_targets(self) -> list[EftExample]:
+        """Where no judgement is there yet: ranked replies with texts as long as judgements are taken to be."""
+        (wanted,) = self._lengths("judge")
+        words = " ".join(item.response for item in self._ift[:MAX_LENGTHS]).split() or ["word"]
+        share = len(words) / max(1, len(self.tokenizer(" ".join(words)).input_ids))
+        text = " ".join(islice(cycle(words), max(1, int(wanted * share))))
+        replies = self._texts.replies[:MAX_LENGTHS]
+        return [EftExample(str(i), prompt, reply, text, 3.0) for i, (prompt, reply) in enumerate(replies)]
 
     @property
     def _ift(self) -> Sequence[Demonstration]:

@@ -14,6 +14,8 @@ from selfreward.report.page import duration
 from selfreward.texts import counted
 
 Json = Mapping[str, Any]
+MANY = 10**7
+"""From here on tokens are written in millions."""
 
 
 def render_estimate(estimate: Json, width: int = 80) -> str:
@@ -35,8 +37,13 @@ def render_estimate(estimate: Json, width: int = 80) -> str:
 
 
 def _cells(row: Json) -> list[str]:
-    tokens = [f"{row[name]:,}" if row[name] else "-" for name in ("asked", "read", "written", "trained")]
+    tokens = [_tokens(row[name]) if row[name] else "-" for name in ("asked", "read", "written", "trained")]
     return [*tokens, duration(row["seconds"])]
+
+
+def _tokens(number: int) -> str:
+    """`871,224`; of millions `1,952M`."""
+    return f"{number:,}" if number < MANY else f"{number / 10**6:,.0f}M"
 
 
 def _lines(estimate: Json) -> Iterator[str]:

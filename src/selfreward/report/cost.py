@@ -21,7 +21,8 @@ def stage_cost(key: str, record: Mapping[str, Any]) -> Json:
 
 def run_cost(stages: Iterable[Json]) -> Json:
     """For summary.json: `stages` and their `total`, whose peaks are the highest; what some stage does not tell is left out of
-    the sums, and `num_untold` counts such stages."""
+    the sums. `num_untold`: stages that asked an engine that does not tell what it read; `num_unknown`: those of a version that
+    told no usage."""
     rows = list(stages)
     total: Json = {"seconds": round(sum(row["seconds"] for row in rows), 3)}
     for name in COUNTED:
@@ -29,7 +30,8 @@ def run_cost(stages: Iterable[Json]) -> Json:
         total[name] = round(sum(known), 3) if known else None
     for name in ("peak_rss_bytes", "peak_gpu_bytes"):
         total[name] = max((row[name] for row in rows if row[name] is not None), default=None)
-    total["num_untold"] = sum(row["read_tokens"] is None or bool(row["untold_tokens"]) for row in rows)
+    total["num_untold"] = sum(bool(row["untold_tokens"]) for row in rows)
+    total["num_unknown"] = sum(row["peak_of"] is None for row in rows)
     return {"stages": rows, "total": total}
 
 
@@ -52,17 +54,23 @@ def cost_cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def cost_line(total: Mapping[str, Any]) -> str:
-    """The total in one line: `cost: 281 s; 1,204,310 tokens asked, 380,112 read, ...`."""
-    parts = [f"{total['seconds']:.0f} s"]
-    if total["asked_tokens"]:
-        read = "" if total["read_tokens"] is None else f", {total['read_tokens']:,} read"
-        parts.append(f"{total['asked_tokens']:,} tokens asked{read}, {total['generated_tokens']:,} written")
-    if total["trained_tokens"]:
-        parts.append(f"{total['trained_tokens']:,} trained on")
+    """The total in one line: `cost: 281 s; 1.95M asked, 871k read, 803k out, 629k trained tokens; 0.80 GiB`."""
+    named = {"asked": "asked_tokens", "read": "read_tokens", "out": "generated_tokens", "trained": "trained_tokens"}
+    tokens = ", ".join(f"{short(total[name])} {word}" for word, name in named.items() if total[name])
+    seconds = total["seconds"]
+    parts = [f"{seconds:.0f} s" if seconds < 10_000 else f"{seconds / 3600:.1f} h", *([f"{tokens} tokens"] if tokens else [])]
     if total["peak_rss_bytes"]:
-        gpu = f", {total['peak_gpu_bytes'] / GIB:.2f} GiB on the GPU" if total["peak_gpu_bytes"] else ""
-        parts.append(f"peak {total['peak_rss_bytes'] / GIB:.2f} GiB{gpu}")
+        gpu = f", GPU {total['peak_gpu_bytes'] / GIB:.2f}" if total["peak_gpu_bytes"] else ""
+        parts.append(f"{total['peak_rss_bytes'] / GIB:.2f} GiB{gpu}")
     return f"cost: {'; '.join(parts)}"
+
+
+def short(number: float) -> str:
+    """`960`, `871k`, `1.95M`, `12.3G`."""
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}" if number < 1000 * size else f"{number / size:.0f}{unit}"
+    return f"{number / 1000:.0f}k" if number >= 1000 else f"{number:.0f}"
 
 
 def cost_notes(cost: Mapping[str, Any]) -> Iterator[str]:
@@ -77,6 +85,8 @@ def cost_notes(cost: Mapping[str, Any]) -> Iterator[str]:
         yield f"peak of {counted(num, 'stage')}: the highest of the process so far, this system sets no mark back"
     if num := cost["total"]["num_untold"]:
         yield f"{counted(num, 'stage')} asked an engine that does not tell what it read"
+    if num := cost["total"]["num_unknown"]:
+        yield f"{counted(num, 'stage')} made by a version that did not write down what it cost"
 
 
 def _rate(usage: Mapping[str, Any]) -> float | None:
