@@ -165,7 +165,7 @@ def check(
     from selfreward.estimating.table import render_estimate
     from selfreward.progress import RichProgress
 
-    typer.echo(render_estimate(estimate_run(config, RichProgress()), _width()))
+    typer.echo(render_estimate(estimate_run(config, RichProgress()), _width()), nl=False)
 
 
 @app.command()

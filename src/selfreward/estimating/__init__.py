@@ -25,39 +25,36 @@ def estimate_run(config: Config, progress: Progress) -> Json:
     """Tokens, time and memory of what a run of this config still has to do, as plain values.
 
     `stages`: a row each with tokens and seconds, those of the rounds once with their number (`times`); `total` with `low` and
-    `high` seconds; `memory` in bytes; `assumed`: sentences; `speeds`. Raises ConfigError for an engine without a model, and
+    `high` seconds; `memory` in bytes; `assumed`: sentences; `speeds`. Where all is finished `stages` is empty, and but for
+    `num_finished` nothing else is there. Raises ConfigError for an engine without a model, and
     what reading the seed data and loading the models raises.
     """
     need_hf(config)
     plan = plan_pipeline(config)
     done = [stage.key for stage in plan.stages if stage.action in ("reuse", "accept")]
+    if len(done) == len(plan.stages):
+        return {"stages": [], "num_finished": len(done)}
     texts = read_seed(config, progress)
     middle, told = _told_by(config, plan, done)
-    found, shapes = calibrate(config, texts, plan_run(config, texts.sizes, middle), progress)
 
-    def plan_under(assumed: Assumptions) -> list[Planned]:
+    def left_under(assumed: Assumptions) -> list[Planned]:
         return [left for stage in plan_run(config, texts.sizes, assumed) if (left := _left(stage, done, config.num_rounds))]
 
-    fixed = 0.0 if not plan_under(middle) else found.import_seconds
-    fixed += texts.seconds or 0.0
-    rows = []
-    for stage in plan_under(middle):
-        cost = stage_cost(stage, found, shapes, middle)
-        rows.append({"stage": stage.key, "times": stage.times, **_plain(cost.times(stage.times))})
-    ends = [
-        fixed + total_cost(plan_under(end), found, shapes, end).seconds
+    stages = left_under(middle)
+    found, shapes = calibrate(config, texts, stages, progress)
+    fixed = found.import_seconds + (texts.seconds or 0.0)
+    low, high = (
+        fixed + total_cost(left_under(end), found, shapes, end).seconds
         for end in (_end(LOW, middle, told), _end(HIGH, middle, told))
-    ]
-    total = total_cost(plan_under(middle), found, shapes, middle)
+    )
+    total = total_cost(stages, found, shapes, middle)
     return {
         "start_seconds": round(fixed, 1),
-        "stages": rows,
-        "total": {
-            **_plain(total),
-            "seconds": round(fixed + total.seconds, 1),
-            "low": round(ends[0], 1),
-            "high": round(ends[1], 1),
-        },
+        "stages": [
+            {"stage": stage.key, "times": stage.times, **_plain(stage_cost(stage, found, shapes, middle).times(stage.times))}
+            for stage in stages
+        ],
+        "total": {**_plain(total), "seconds": round(fixed + total.seconds, 1), "low": round(low, 1), "high": round(high, 1)},
         "memory": _memory(config, found),
         "num_finished": len(done),
         "assumed": [*told, *_sentences(config, texts.sizes, middle, shapes, told)],

@@ -20,6 +20,8 @@ MANY = 10**7
 
 def render_estimate(estimate: Json, width: int = 80) -> str:
     """All of it, as text."""
+    if not estimate["stages"]:
+        return f"all {counted(estimate['num_finished'], 'stage')} are finished: nothing is left to estimate\n"
     console = Console(width=max(width, 60), file=io.StringIO(), record=True, highlight=False, markup=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("stage", no_wrap=True)
