@@ -6,7 +6,6 @@ commits finished chunks, so that a restart redoes at most one of them.
 """
 
 import dataclasses
-import json
 import logging
 import re
 import time
@@ -26,7 +25,7 @@ from selfreward.errors import CorruptArtifactError, StoppedError, StorageError, 
 from selfreward.intact import Intact
 from selfreward.locking import RunLock
 from selfreward.parts import find_parts, pieces, read_part, set_aside, write_part
-from selfreward.progress import Advance, NullProgress, Progress
+from selfreward.progress import NO_STEPS, NullProgress, Progress, Steps, Watched
 from selfreward.reuse import (
     BEGUN,
     PARTS,
@@ -41,6 +40,7 @@ from selfreward.reuse import (
     read_begun,
 )  # fmt: skip
 from selfreward.rundir import RunDir, check_is_run
+from selfreward.spending import SHORTAGES, UNTOLD, USAGE, PeakMemory, Spending
 from selfreward.stopping import Stop
 from selfreward.storage import (
     derive_seed,
@@ -72,8 +72,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 REJECTS = "rejects"
-UNTOLD = "replies_without_token_counts"
-SHORTAGES = "out_of_memory"
 _STAGE_KEY = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)*")
 
 
@@ -219,13 +217,13 @@ class Run:
     def _work(self, stage: "Stage", work: Callable[["Stage"], Counts]) -> dict[str, Any]:
         """Do the work and return the part of the record that tells what happened."""
         started, clock = datetime.now(UTC), time.perf_counter()
-        counts = work(stage)
+        counts, spent = work(stage), stage.spent
         if stage.num_rejects is None:
             stage.reject([])
-        if stage.num_untold:
-            stage.notes[f"num_{UNTOLD}"] = stage.num_untold
-        if stage.shortages:
-            stage.notes[SHORTAGES] = {"num_halved": len(stage.shortages), "smallest_batch": min(stage.shortages)}
+        if spent.num_untold:
+            stage.notes[f"num_{UNTOLD}"] = spent.num_untold
+        if spent.shortages:
+            stage.notes[SHORTAGES] = {"num_halved": len(spent.shortages), "smallest_batch": min(spent.shortages)}
         if stage.num_damaged:
             stage.notes["num_damaged_parts"] = stage.num_damaged
         dropped = {reason: number for reason, number in sorted(counts.dropped.items()) if number}
@@ -234,8 +232,9 @@ class Run:
         )
         return {
             "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - clock + stage.earlier_seconds, 3),
-            "tokens": stage.tokens,
+            "seconds": round(time.perf_counter() - clock + spent.earlier_seconds, 3),
+            "tokens": spent.tokens,
+            USAGE: spent.record(),
             "counts": {"in": counts.num_in, "out": counts.num_out, "dropped": dropped},
             "roles": stage.roles,
             "notes": stage.notes,
@@ -258,11 +257,11 @@ class Stage:
         self.fingerprint = fingerprint
         self.roles: dict[str, str] = {}
         self.notes: dict[str, Any] = {}
-        self.tokens = {"prompt": 0, "generated": 0}
-        self.num_untold = 0
-        self.earlier_seconds = 0.0
+        self.spent = Spending(PeakMemory())
         self.num_damaged = 0
-        self.shortages: list[int] = []
+        self.num_found = 0
+        self.training_progress = Watched(run.progress, key)
+        self._piece: tuple[Steps, int] = (NO_STEPS, 0)
         self.num_rejects: Counter[str] | None = None
 
     def seed(self, *parts: str | int) -> int:
@@ -304,7 +303,7 @@ class Stage:
 
     def tell_shortage(self, num_rows: int, most: int, longest: int) -> None:
         """A batch of `num_rows` replies did not fit into memory; at most `most` at a time followed. Stored with the chunk."""
-        self.shortages.append(most)
+        self.spent.shortages.append(most)
         self.warn(
             f"{self.key}: no memory for {num_rows} replies at a time to prompts of up to {longest} tokens; going on with "
             f"{most} (engine.batch_size={self.config.engine.batch_size} is too high for this machine)",
@@ -312,12 +311,10 @@ class Stage:
             most=most,
         )
 
-    def add_tokens(self, prompt: int, generated: int, num_untold: int = 0) -> None:
-        """Count tokens that an engine read and wrote, and replies whose tokens no one told; inside `chunks` they are stored
-        with the chunk. With such replies the record's tokens are a lower bound, and its notes say for how many."""
-        self.tokens["prompt"] += prompt
-        self.tokens["generated"] += generated
-        self.num_untold += num_untold
+    def within(self, share: float) -> None:
+        """Show that this share of the chunk that is worked on is there, about."""
+        steps, size = self._piece
+        steps.within(share * size)
 
     def chunks(
         self,
@@ -326,15 +323,14 @@ class Stage:
         size: int,
         work: Callable[[Sequence[T]], Sequence[R]],
         cls: type[R],
-        advance: Advance | None = None,
+        is_shown: bool = True,
     ) -> list[R]:
         """Work through the items in chunks of `size`; each chunk's rows are committed at once and reused on restart.
 
         A committed chunk is found again by the stage's fingerprint, its place and its items, so other settings never
-        meet it. Progress counts items, in a task of its own or by the caller's `advance`. Results come in the order of
-        the items.
+        meet it. Progress counts items, unless the caller shows its own. Results come in the order of the items.
         """
-        own = self.run.progress.task(f"{self.key}: {name}", len(items)) if advance is None else nullcontext(advance)
+        own = self.run.progress.task(f"{self.key}: {name}", len(items)) if is_shown else nullcontext(NO_STEPS)
         with own as finished:
             return [row for rows in self._chunks(name, pieces(items, size), work, cls, finished) for row in rows]
 
@@ -357,7 +353,7 @@ class Stage:
         chunks: Iterable[list[T]],
         work: Callable[[Sequence[T]], Sequence[R]],
         cls: type[R],
-        finished: Advance,
+        finished: Steps,
     ) -> Iterator[list[R]]:
         for index, chunk in enumerate(chunks):
             content = fingerprint([self.fingerprint, chunk])
@@ -365,8 +361,12 @@ class Stage:
             rows = self._committed(stem, cls)
             if rows is None:
                 self.run.stop.check()  # before the work: what is committed is never lost, what is not is not begun
+                self._piece = (finished, len(chunk))
                 rows = self._commit_chunk(stem, chunk, work, cls)
-            finished(len(chunk))
+                finished(len(chunk))
+            else:
+                self.num_found += 1
+                finished.found(len(chunk))
             yield rows
 
     def _committed(self, stem: str, cls: type[R]) -> list[R] | None:
@@ -379,19 +379,13 @@ class Stage:
                 self.num_damaged += 1
                 self.warn(f"{self.key}: a damaged part was set aside and is done again", part=path.name, error=str(error))
                 continue
-            self.add_tokens(int(stored["prompt_tokens"]), int(stored["generated_tokens"]), int(stored[UNTOLD]))
-            self.earlier_seconds += float(stored["seconds"])
-            self.shortages += json.loads(stored[SHORTAGES])
+            self.spent.add_stored(stored)
             return rows
         return None
 
     def _commit_chunk(self, stem: str, chunk: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], cls: type[R]) -> list[R]:
-        before, untold, num_short = dict(self.tokens), self.num_untold, len(self.shortages)
-        clock = time.perf_counter()
+        mark, clock = self.spent.mark(), time.perf_counter()
         rows = work(chunk)
-        spent = {f"{name}_tokens": str(number - before[name]) for name, number in self.tokens.items()}
-        spent[UNTOLD] = str(self.num_untold - untold)
-        spent["seconds"] = f"{time.perf_counter() - clock:.3f}"
-        spent[SHORTAGES] = json.dumps(self.shortages[num_short:])
+        spent = self.spent.since(mark, time.perf_counter() - clock)
         # Read back even when fresh: a resumed stage must see exactly what an uninterrupted one sees.
         return read_part(write_part(self.path / PARTS, stem, rows, cls, spent), cls)[0]

@@ -144,14 +144,28 @@ def seed(config_file: ConfigFile, overrides: Overrides = None, as_json: AsJson =
 
 
 @app.command()
-def check(config_file: ConfigFile, overrides: Overrides = None) -> None:
-    """Check a config and the files that it names, without loading a model."""
+def check(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Rehearse for ten seconds: tokens, time, memory of the run.")
+    ] = False,
+) -> None:
+    """Check a config and the files that it names, without loading a model; with --estimate also say what a run will cost."""
     from selfreward.config import load_config
     from selfreward.preflight import check_config
 
     config = load_config(config_file, overrides or [])
     for line in check_config(config):
         typer.echo(line)
+    if not estimate:
+        typer.echo("what the run will cost: selfreward check --estimate rehearses it for ten seconds")
+        return
+    from selfreward.estimating import estimate_run
+    from selfreward.estimating.table import render_estimate
+    from selfreward.progress import RichProgress
+
+    typer.echo(render_estimate(estimate_run(config, RichProgress()), _width()), nl=False)
 
 
 @app.command()

@@ -11,15 +11,16 @@ from selfreward.config import EngineConfig
 from selfreward.engines import ROLE_ENGINES
 
 LAYERS = {
-    "drift": 0, "errors": 0, "redaction": 0, "texts": 0, "types": 0,
+    "drift": 0, "errors": 0, "pace": 0, "redaction": 0, "texts": 0, "types": 0,
     "columns": 1, "config": 1, "disk": 1, "environment": 1, "intact": 1, "locking": 1, "parts": 1, "progress": 1, "reuse": 1,
-    "rundir": 1, "stopping": 1, "storage": 1,
+    "rundir": 1, "spending": 1, "stopping": 1, "storage": 1,
     "artifacts": 2, "chat": 2, "filters": 2, "judging": 2, "planning": 2, "rubrics": 2, "signals": 2, "sources": 2,
     "statistics": 2,
     "engines": 3, "lab": 3, "training": 3,
     "evals": 4, "stages": 4,
     "pipeline": 5, "preflight": 5, "report": 5,
-    "cli": 6, "eval_commands": 6, "eval_tools": 6, "experiments": 6, "judge_modes": 6, "judge_tool": 6, "running": 6,
+    "cli": 6, "estimating": 6, "eval_commands": 6, "eval_tools": 6, "experiments": 6, "judge_modes": 6, "judge_tool": 6,
+    "running": 6,
 }  # fmt: skip
 
 SAME_LAYER = {
@@ -36,6 +37,7 @@ SAME_LAYER = {
     ("sources", "filters"): "both count words; filters says what a word is",
     ("training", "engines"): "both load a model folder; engines.loading does it",
     ("engines", "lab"): "model.path=lab names the embedded model's folder",
+    ("cli", "estimating"): "a command runs it",
     ("cli", "eval_commands"): "a group of commands in a file of its own",
     ("cli", "experiments"): "a command runs it",
     ("cli", "judge_modes"): "a command runs it",

@@ -3,6 +3,7 @@
 import logging
 from contextlib import contextmanager
 
+from steps_bench import Calling
 from training_reference import dpo_options, examples, pairs, sft_options
 
 from selfreward.stopping import Stop
@@ -19,7 +20,7 @@ NEVER = {"every_seconds": None}
 
 
 class Steps:
-    """Progress that keeps what was said, and calls `then` once `after` items of a task that begins with `of` are done."""
+    """Progress that keeps what was said, and calls `then` once `after` items of a task that is `of` these are done."""
 
     def __init__(self, after=0, then=None, of=("fine-tuning", "preference training")):
         self.tasks, self.said = [], []
@@ -32,10 +33,10 @@ class Steps:
 
         def advance(count):
             calls.append(count)
-            if self.then and sum(calls) == self.after and description.startswith(self._of):
+            if self.then and sum(calls) == self.after and any(name in description for name in self._of):
                 self.then()
 
-        yield advance
+        yield Calling(advance)
 
     def say(self, text):
         self.said.append(text)

@@ -56,7 +56,7 @@ def test_paths():
 def write_prompts(stage):
     stage.write_rows("prompts", PROMPTS)
     stage.reject([Drop("x", "short"), Drop("y", "short"), Drop("z", "long")])
-    stage.add_tokens(prompt=7, generated=3)
+    stage.spent.add_tokens(prompt=7, generated=3)
     stage.roles["policy"] = "m1"
     stage.notes["reached"] = "num_prompts"
     return Counts(13, 10, {"short": 2, "long": 1, "never": 0})
@@ -257,7 +257,7 @@ def judge(stage, calls, fail_at=None):
         calls.append([prompt.id for prompt in chunk])
         if len(calls) == fail_at:
             raise StopError
-        stage.add_tokens(prompt=len(chunk), generated=2 * len(chunk), num_untold=len(chunk) % 4)
+        stage.spent.add_tokens(prompt=len(chunk), generated=2 * len(chunk), num_untold=len(chunk) % 4)
         return [Judgement(prompt.id, (), stage.seed(prompt.id) % 7) for prompt in chunk]
 
     judgements = stage.chunks("judgements", PROMPTS, 4, work, Judgement)

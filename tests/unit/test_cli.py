@@ -78,6 +78,7 @@ def test_check_says_what_will_be_used() -> None:
     assert result.returncode == 0, result.stderr
     assert "the embedded model" in result.stdout
     assert "lab_additive" in result.stdout
+    assert "selfreward check --estimate" in result.stdout, "who wants to know what it costs is told how"
 
 
 def test_model_without_safetensors_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from selfreward.artifacts import Run, Stage
 from selfreward.engines.asking import collect
 from selfreward.engines.hf import HfEngine
 from selfreward.errors import EngineError
+from selfreward.progress import NO_STEPS
 from selfreward.types import Counts, Generation, Message, Request, Sampling
 
 ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -123,7 +124,7 @@ class Heard:
 
     @contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Any]:
-        yield lambda count: None
+        yield NO_STEPS
 
     def say(self, text: str) -> None:
         self.said.append(text)

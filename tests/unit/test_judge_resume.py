@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from judge_bench import judge, ranked, script, write
+from steps_bench import Calling
 
 from selfreward.artifacts import iter_rows
 from selfreward.config import default_config
 from selfreward.errors import DataError, UsageError
 from selfreward.judge_tool import Options, ScoredResponse, judge_data
-from selfreward.progress import NullProgress
+from selfreward.progress import NO_STEPS, NullProgress
 
 
 def test_a_killed_command_goes_on(tmp_path: Path) -> None:
@@ -38,7 +39,7 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     class Watching(NullProgress):
         @contextmanager
         def task(self, description: str, total: int | None) -> Any:
-            yield lambda count: None
+            yield NO_STEPS
             seen.append({part: part.stat().st_mtime_ns for part in stamps})
 
     config = default_config("judge", ["engine.chunk_size=6"])
@@ -70,7 +71,7 @@ def test_a_file_that_changes_meanwhile_is_named(tmp_path: Path) -> None:
         @contextmanager
         def task(self, description: str, total: int | None) -> Any:
             ranked(data, 5)
-            yield lambda count: None
+            yield NO_STEPS
 
     with pytest.raises(DataError, match=r"r\.jsonl changed while it was judged"):
         judge_data(Options(data, "scripted:random", out=tmp_path / "s.parquet"), default_config("judge"), Changing())
@@ -85,7 +86,7 @@ class Interrupting(NullProgress):
         def advance(count: int) -> None:
             raise KeyboardInterrupt
 
-        yield advance
+        yield Calling(advance)
 
 
 def test_the_same_command_goes_on(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_the_same_command_goes_on(tmp_path: Path) -> None:
         @contextmanager
         def task(self, description: str, total: int | None) -> Any:
             seen.append(parts[0].stat().st_mtime_ns)
-            yield lambda count: None
+            yield NO_STEPS
 
     again = judge_data(options, config, Watching())
     assert seen == [before], "the finished part is taken as it is"

@@ -62,7 +62,7 @@ def test_a_finished_first_training_outlives_a_stop_in_the_second(stage):
 
     def stop_in(training, step):
         def advance():
-            if progress.tasks[-1][0].startswith(training):
+            if progress.tasks[-1][0].startswith(f"round-1/model: {training}"):
                 run.stop.ask("a test")
 
         progress.after, progress.then = step, advance
@@ -79,8 +79,10 @@ def test_a_finished_first_training_outlives_a_stop_in_the_second(stage):
             stop_in("fine-tuning", step)
             with pytest.raises(StoppedError):
                 work()
-            trainings = [name for name, _ in progress.tasks if not name.startswith("reference")]
-            assert trainings[:-1] == ["preference training (resumed at step 2)"] * (number == 0), "done once, kept"
+            trainings = [name for name, _ in progress.tasks if "log-probabilities" not in name]
+            assert trainings[:-1] == ["round-1/model: preference training (resumed at step 2)"] * (number == 0), (
+                "done once, kept"
+            )
             assert parts(folder) == ["finished.json", "model", f"step-{step:08d}"]
             assert not (folder / "record.json").exists()
             assert not (folder / "checkpoint").exists()
@@ -91,11 +93,14 @@ def test_a_finished_first_training_outlives_a_stop_in_the_second(stage):
     run, work = stage("cut", progress)
     with run:
         artifact = work()
-    assert [name for name, _ in progress.tasks] == ["fine-tuning (resumed at step 2)"]
+    assert [name for name, _ in progress.tasks] == ["round-1/model: fine-tuning (resumed at step 2)"]
     record = record_of(artifact)
     assert record["outputs"] == whole["outputs"]
     assert record["notes"] == whole["notes"]
     assert record["seconds"] > spent, "the attempts before count"
+    usage = record["usage"]
+    assert usage["trained_tokens"] == record["notes"]["num_tokens"]
+    assert spent < usage["training_seconds"] < record["seconds"]
     assert not (artifact.path / "parts").exists()
 
 
@@ -103,7 +108,7 @@ def test_a_finished_first_training_outlives_a_stop_in_the_second(stage):
 def test_a_damaged_result_of_the_first_training_is_made_again(name, stage):
     progress = Steps()
     run, work = stage("cut", progress)
-    progress.after, progress.then = 1, lambda: progress.tasks[-1][0] == "fine-tuning" and run.stop.ask("a test")
+    progress.after, progress.then = 1, lambda: progress.tasks[-1][0] == "round-1/model: fine-tuning" and run.stop.ask("a test")
     with run, pytest.raises(StoppedError):
         work()
     (file,) = run.dir.model(1).glob(f"parts/*/{name}")
@@ -112,7 +117,7 @@ def test_a_damaged_result_of_the_first_training_is_made_again(name, stage):
     run, work = stage("cut", progress)
     with run:
         cut = record_of(work())
-    assert "preference training" in [name for name, _ in progress.tasks]
+    assert "round-1/model: preference training" in [name for name, _ in progress.tasks]
     messages = [json.loads(line) for line in run.dir.log.read_text().splitlines()]
     (warning,) = [line["message"] for line in messages if line["level"] == "warning"]
     assert warning.startswith("a finished training cannot be used and is done again: ")

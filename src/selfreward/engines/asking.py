@@ -1,6 +1,8 @@
 """Ask an engine inside a stage or an evaluation, and check that it answered."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from selfreward.artifacts import Stage
 from selfreward.engines.base import Engine
@@ -9,27 +11,30 @@ from selfreward.types import REQUEST_ERRORS, Generation, Request
 
 
 def collect(stage: Stage, engine: Engine, requests: Sequence[Request]) -> list[Generation]:
-    """The replies in the order of the requests; their tokens are added to the stage's, those that are told.
+    """The replies in the order of the requests; what they took is added to what the stage spends, as far as it is told.
 
     Raises EngineError when a request has no reply or more than one.
     """
     replies: dict[str, Generation] = {}
+    clock = time.perf_counter()
     for reply in engine.generate(requests):
         for shortage in engine.take_shortages():
             stage.tell_shortage(shortage.num_rows, shortage.most, shortage.longest)
         if reply.request_id in replies:
             raise EngineError(f"{stage.key}: the engine answered request {reply.request_id!r} twice")
         replies[reply.request_id] = reply
+        stage.within(len(replies) / len(requests))
+    seconds = time.perf_counter() - clock
     missing = [request.id for request in requests if request.id not in replies]
     if missing or len(replies) != len(requests):
         raise EngineError(
             f"{stage.key}: {len(requests)} requests got {len(replies)} replies; the first without one: {missing[:1]}"
         )
-    stage.add_tokens(
-        sum(reply.num_prompt_tokens or 0 for reply in replies.values()),
-        sum(reply.num_tokens or 0 for reply in replies.values()),
-        sum(_is_untold(reply) for reply in replies.values()),
-    )
+    prompt = sum(reply.num_prompt_tokens or 0 for reply in replies.values())
+    generated = sum(reply.num_tokens or 0 for reply in replies.values())
+    stage.spent.add_tokens(prompt, generated, sum(map(_is_untold, replies.values())))
+    usage = engine.take_usage()
+    stage.spent.add_engine(seconds, None if usage is None else asdict(usage), prompt, generated)
     return [replies[request.id] for request in requests]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from selfreward.artifacts import RunDir, read_json
 from selfreward.config import Config, PanelMember
 from selfreward.report.charts import model_charts, round_score_charts, score_charts, training_charts
+from selfreward.report.cost import HEADINGS, cost_cells, cost_notes
 from selfreward.report.evaluated import done_stages
 from selfreward.report.evaluations import evaluation_parts
 from selfreward.report.examples import last_round, pick_examples
@@ -74,6 +75,9 @@ def build_page(run_dir: RunDir, summary: Json) -> dict[str, Any]:
         "score_top": scale[1],
         "lineage": list(_lineage(run_dir, config)),
         "stages": list(_stages(run_dir, config)),
+        "cost_headings": HEADINGS,
+        "cost_rows": list(_cost_rows(summary["cost"])),
+        "cost_notes": list(cost_notes(summary["cost"])),
         "settings": list(_settings(config)),
         "environment": _environment(run_dir),
         "rules": document["rules"] if document else {},
@@ -254,6 +258,14 @@ def _stages(run_dir: RunDir, config: Config) -> Iterator[dict[str, Any]]:
             "tokens": f"{tokens:,}" if tokens else "-",
             "fingerprint": record["fingerprint"],
         }
+
+
+def _cost_rows(cost: Mapping[str, Any]) -> Iterator[list[str]]:
+    """A row a finished stage, and the total."""
+    for row in cost["stages"]:
+        yield [row["stage"], *cost_cells(row)]
+    if cost["stages"]:
+        yield ["all", *cost_cells(cost["total"])]
 
 
 def _settings(config: Config) -> Iterator[dict[str, Any]]:

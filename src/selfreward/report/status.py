@@ -15,9 +15,11 @@ from selfreward.drift import name_accepted
 from selfreward.errors import CorruptArtifactError
 from selfreward.locking import Holder
 from selfreward.planning import Plan, PlannedStage, has_work
+from selfreward.report.cost import cost_line, run_cost, stage_cost
 from selfreward.report.evaluated import EvaluatedStage, evaluated_stages
 from selfreward.report.reading import Json, read_config, read_record, stage_folders
 from selfreward.reuse import committed_parts
+from selfreward.spending import USAGE, Spending
 from selfreward.texts import counted
 
 STALE = "stale: of models that were replaced since, in no report; the same `selfreward eval` command does it again"
@@ -59,6 +61,7 @@ def plan_status(plan: Plan, holder: Holder | None = None) -> Json:
         "next": "wait: " + str(holder) + " is working here" if holder else next_step(plan),
         "seconds": round(sum(row["seconds"] or 0 for row in rows), 3),
         "tokens": {kind: sum((row["tokens"] or {}).get(kind, 0) for row in rows) for kind in ("prompt", "generated")},
+        "cost": run_cost(row["cost"] for row in rows if row["cost"])["total"],
     }
 
 
@@ -92,9 +95,9 @@ def render_plan(status: Mapping[str, Any], config: Mapping[str, Any], width: int
     """What `plan_status` gives, for people; `config` are the settings of now as a plain tree."""
     console = Console(width=max(width, 60), file=io.StringIO(), record=True, highlight=False, markup=False)
     console.print(_table(status["stages"]))
-    rows, tokens = status["stages"], sum(status["tokens"].values())
-    spent = f"{status['seconds']:.0f} s and {tokens:,} tokens spent"
-    console.print(f"{sum(row['state'] == 'done' for row in rows)} of {len(rows)} stages done; {spent}")
+    rows = status["stages"]
+    console.print(f"{sum(row['state'] == 'done' for row in rows)} of {len(rows)} stages done")
+    console.print(cost_line(status["cost"]))
     if status["evaluations"]:
         console.print(_evaluations(status["evaluations"]))
         if any(row["state"] == "stale" for row in status["evaluations"]):
@@ -140,10 +143,14 @@ def _row(key: str, folder: Path) -> Json:
     for field in ("counts", "seconds", "tokens", "fingerprint", "outputs"):
         row[field] = record[field] if record else None
     if record is None and (parts := committed_parts(folder)):
-        told = [told for part in parts if (told := _told(part)) is not None]
+        spent = Spending()
+        for told in filter(None, map(_told, parts)):
+            spent.add_stored(told)
         row["parts"] = len(parts)
-        row["seconds"] = round(sum(float(item.get("seconds", "0")) for item in told), 3)
-        row["tokens"] = {kind: sum(int(item.get(f"{kind}_tokens", "0")) for item in told) for kind in ("prompt", "generated")}
+        row["seconds"] = round(spent.earlier_seconds, 3)
+        row["tokens"] = spent.tokens
+        record = {"seconds": row["seconds"], USAGE: spent.record()}
+    row["cost"] = stage_cost(key, record) if record else None
     return row
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from selfreward.artifacts import RunDir, derive_seed, read_json, write_json
 from selfreward.config import POLICY, Config
 from selfreward.drift import ACCEPTED
+from selfreward.report.cost import run_cost, stage_cost
 from selfreward.report.reading import (
     Json,
     finished_models,
@@ -74,7 +75,8 @@ def build_summary(run_dir: RunDir) -> Json:
     config = read_config(run_dir)
     names = finished_models(run_dir, config.num_rounds)
     rounds = [row for t in range(1, config.num_rounds + 1) if (row := _round(run_dir, config, t))["counts"]]
-    records = [record for _, folder in stage_folders(run_dir, config) if (record := read_record(folder))]
+    done = {key: record for key, folder in stage_folders(run_dir, config) if (record := read_record(folder))}
+    records = list(done.values())
     summary: Json = {
         "name": config.name,
         "config": config.model_dump(mode="json"),
@@ -86,6 +88,7 @@ def build_summary(run_dir: RunDir) -> Json:
         "rounds": rounds,
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "tokens": {kind: sum(record["tokens"][kind] for record in records) for kind in ("prompt", "generated")},
+        "cost": run_cost(stage_cost(key, record) for key, record in done.items()),
         "accepted_drift": accepted_drift(records),
     }
     return summary | {"verdict": judge_run(summary)}

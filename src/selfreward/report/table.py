@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from selfreward.report.cost import cost_line
 from selfreward.report.names import NAMES, interval, number, with_half
 from selfreward.report.reading import estimate
 
@@ -28,7 +29,7 @@ CHANGES = ("oracle_mean", "oracle_exact", "greedy_oracle_mean", "judge_pairwise"
 
 
 def render_table(summary: Mapping[str, Any], width: int = 80) -> str:
-    """Verdict, one row a model, and the change from M1 to the last model with intervals."""
+    """Verdict, one row a model, the change from M1 to the last model with intervals, and the cost in one line."""
     console = Console(width=max(width, 60), file=io.StringIO(), record=True, highlight=False, markup=False)
     verdict = summary["verdict"]
     console.print(f"{summary['name']}: {verdict['word']}", style="bold")
@@ -38,12 +39,14 @@ def render_table(summary: Mapping[str, Any], width: int = 80) -> str:
     console.print()
     if not summary["models"]:
         console.print("No model is evaluated yet.")
+        console.print(cost_line(summary["cost"]["total"]))
         return console.export_text()
     console.print(_models(summary["models"]))
     console.print(_legend(summary["models"]), style="dim")
     changes = [figure for figure in CHANGES if estimate(summary["differences"].get(figure))]
     if changes:
         console.print(_changes(summary, changes))
+    console.print(cost_line(summary["cost"]["total"]))
     return console.export_text()
 
 

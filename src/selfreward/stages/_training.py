@@ -48,7 +48,7 @@ def context_of(stage: Stage, name: str) -> TrainContext:
     return TrainContext(
         config=stage.config,
         seed=stage.seed("train"),
-        progress=stage.run.progress,
+        progress=stage.training_progress,
         stop=stage.run.stop,
         keep=training_folder(stage, name),
         logger=stage.logger,
@@ -59,7 +59,8 @@ def record_training(stage: Stage, result: TrainResult, num_in: int) -> Counts:
     """Store the loss curve and the dropped examples, note the figures, return the counts."""
     stage.write_json("history", list(result.history))
     stage.reject(result.dropped)
-    stage.earlier_seconds += result.earlier_seconds
+    stage.spent.earlier_seconds += result.earlier_seconds
+    stage.spent.add_training(result.num_tokens, stage.training_progress.seconds + result.earlier_seconds)
     stage.notes |= {
         "trained": True,
         "num_examples": result.num_examples,

@@ -28,7 +28,7 @@ from selfreward.engines.asking import collect, refuse_engine_failure
 from selfreward.errors import DataError
 from selfreward.filters import RougePool, normalise, read_unsafe_words, refuse
 from selfreward.judging import propose_prompt
-from selfreward.progress import Advance
+from selfreward.progress import NO_STEPS, Advance, Steps
 from selfreward.rubrics import Rubric, load_rubric
 from selfreward.stages._prompt_file import PromptRow, read_prompt_file
 from selfreward.stages._roles import cast_role, model_name
@@ -72,18 +72,30 @@ def run(run: Run, t: int, model: Artifact, seed: Artifact, previous: Sequence[Ar
         collector = _open_collector(stage, template, f"round-{t}", seed, previous)
         with (
             open_engine(player.model, stage.config) as engine,
-            stage.run.progress.task(f"{stage.key}: accepted", stage.config.propose.num_prompts) as advance,
+            stage.run.progress.task(f"{stage.key}: accepted", stage.config.propose.num_prompts) as steps,
         ):
 
             def ask(requests: Sequence[Request]) -> list[Generation]:
                 work = partial(collect, stage, engine)
-                return stage.chunks("proposals", requests, len(requests), work, Generation, advance=lambda count: None)
+                return stage.chunks("proposals", requests, len(requests), work, Generation, is_shown=False)
 
-            collector.collect(ask, advance)
+            collector.collect(ask, _counting(stage, steps))
         shots = {"template": template.name, "num_shots": len(collector.demonstrations("example"))}
         return _store(stage, collector, shots)
 
     return run.stage(key, sections, {**inputs, **player.inputs}, work)
+
+
+def _counting(stage: Stage, steps: Steps) -> Advance:
+    """Tells how many more are accepted: as found, where the proposals were there before."""
+    num_found = 0
+
+    def advance(count: int) -> None:
+        nonlocal num_found
+        (steps.found if stage.num_found > num_found else steps)(count)
+        num_found = stage.num_found
+
+    return advance
 
 
 def _read(seed: Artifact, previous: Sequence[Artifact], stage: Stage) -> Counts:
@@ -173,7 +185,7 @@ class Collector:
         self._heldout = frozenset(map(normalise, self.heldout))
         self._heldout_pool = RougePool(self.heldout)
 
-    def collect(self, ask: Ask, advance: Advance = lambda count: None) -> None:
+    def collect(self, ask: Ask, advance: Advance = NO_STEPS) -> None:
         """Ask and filter until there are enough prompts or no attempts left; `advance` counts accepted prompts."""
         while self.missing and self.num_asked < self.config.max_attempts:
             size = min(self._batch_size(), self.config.max_attempts - self.num_asked)
@@ -183,7 +195,7 @@ class Collector:
             replies = [refuse_engine_failure(reply) for reply in replies]
             advance(self._take([self._read(reply, texts) for reply, texts in zip(replies, shown, strict=True)]))
 
-    def collect_rows(self, rows: Iterable[PromptRow], advance: Advance = lambda count: None) -> None:
+    def collect_rows(self, rows: Iterable[PromptRow], advance: Advance = NO_STEPS) -> None:
         """Filter rows of a file until there are enough prompts, no attempts or no rows left.
 
         Never more rows at a time than prompts are missing, so that none is used up as surplus.
