@@ -21,6 +21,7 @@ from training_reference import (
     weights,
 )
 
+from selfreward.progress import NullProgress
 from selfreward.training import SftExample
 from selfreward.training._packing import _put, _take, pack
 from selfreward.training._scoring import WAYS, Scorer, make_scorer
@@ -196,6 +197,17 @@ def test_taking_out_and_putting_back_have_right_gradients(num_sides):
     assert torch.autograd.gradcheck(lambda x: torch.where(filled, _take(x, batch), 0.0), (tokens,))
     slots = torch.randn(len(batch.slot_tokens), 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: _put(x, batch), (slots,))
+
+
+def test_bf16_on_a_cpu_without_it_is_told(tiny_model_dir, make_config, monkeypatch):
+    from selfreward.training import TrainContext
+    from selfreward.training._base import load_base
+
+    for has, expected in ((False, ["bf16 is on, but this CPU has no instructions for bfloat16"]), (True, [])):
+        log = Log()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx2": True, "avx512_bf16": has})
+        load_base(tiny_model_dir, sft_options(bf16=True), TrainContext(make_config(), 1, NullProgress(), logger=log.logger))
+        assert [message[: len(expected[0])] for message in log.messages] == expected
 
 
 # --- a step, however it is cut ------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class OptimConfig(Section):
     gradient_checkpointing: bool = False
     """Trade compute for memory."""
     bf16: bool = False
-    """bfloat16 autocast while training."""
+    """bfloat16 autocast while training; weights and updates stay float32. Pays on a GPU, or a CPU with avx512_bf16 or AMX."""
 
 
 class SftConfig(OptimConfig):

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,11 @@ def load_base(start: Path, options: OptimConfig, context: TrainContext) -> Base:
             f"training runs in one process, but WORLD_SIZE={os.environ['WORLD_SIZE']}; start it without a launcher"
         )
     device = pick_device(context.config)
+    if options.bf16 and device == "cpu" and not has_bf16(torch.cpu.get_capabilities()):
+        context.logger.warning(
+            "bf16 is on, but this CPU has no instructions for bfloat16 (avx512_bf16, amx_bf16), which makes it slower than "
+            "float32; set sft.bf16 and dpo.bf16 to false"
+        )
     model, tokenizer, added = load_chat_model(start, context.config, device, dtype="float32")
     set_dropout(model, options.dropout)
     model_length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or options.max_length
@@ -59,6 +64,11 @@ def load_base(start: Path, options: OptimConfig, context: TrainContext) -> Base:
         configs=(copy.deepcopy(model.config), copy.deepcopy(model.generation_config)),
         added=added,
     )
+
+
+def has_bf16(capabilities: Mapping[str, Any]) -> bool:
+    """Whether a CPU multiplies bfloat16 by instructions of its own; `capabilities` as `torch.cpu.get_capabilities` tells."""
+    return any(value for name, value in capabilities.items() if name.endswith("bf16"))
 
 
 def set_dropout(model: torch.nn.Module, rate: float) -> None:
