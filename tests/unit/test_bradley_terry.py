@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from selfreward.errors import DataError
 from selfreward.evals.bradley_terry import PRIOR, Game, fit, rank_models
@@ -32,6 +34,26 @@ def test_three_models_agree_with_the_fixed_point_of_the_likelihood():
             [met[i].sum() / sum(games_[i, j] / (strengths[i] + strengths[j]) for j in range(3) if j != i) for i in range(3)]
         )
     assert fit(wins) == pytest.approx(np.log(strengths / strengths[0]), abs=1e-4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(2, 6), st.integers(0, 2**32), st.sampled_from([1, 30, 5000]))
+def test_at_the_strengths_wins_are_as_many_as_expected(num, seed, most):
+    """The likelihood's slope is 0 there, also where somebody won everything; many fits at once are the single ones."""
+    rng = np.random.default_rng(seed)
+    wins = rng.integers(0, most + 1, size=(3, num, num)) * rng.integers(0, 2, size=(3, num, num)).astype(float)
+    for table in wins:
+        np.fill_diagonal(table, 0)
+    together = fit(wins)
+    for table, strengths in zip(wins, together, strict=True):
+        assert fit(table) == pytest.approx(strengths, abs=1e-9, nan_ok=True)
+        known = ~np.isnan(strengths)
+        table = table[np.ix_(known, known)]
+        counted = table + PRIOR * (table + table.T > 0)
+        gaps = strengths[known][:, None] - strengths[known][None, :]
+        expected = ((counted + counted.T) / (1 + np.exp(-gaps))).sum(axis=1)
+        assert expected == pytest.approx(counted.sum(axis=1), abs=1e-6 * most + 1e-9)
+        assert strengths[0] == 0
 
 
 def test_a_model_that_never_lost_has_a_finite_strength():

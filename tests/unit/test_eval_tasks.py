@@ -134,28 +134,93 @@ def test_options_that_cannot_work(options: TaskOptions, message: str) -> None:
         run_tasks(options, default_config("tasks"), NullProgress())
 
 
-@pytest.mark.skipif(not HAS_HARNESS, reason="lm-evaluation-harness is not installed (extra lm-eval)")
-def test_a_local_task(tmp_path: Path, tiny_model_dir: Path) -> None:
-    """Four questions about days from a file of this test: figures, reuse, and a second task beside the first."""
-    folder = tmp_path / "tasks"
+# --- with the harness itself ---------------------------------------------------------------------------------------------
+
+needs_harness = pytest.mark.skipif(not HAS_HARNESS, reason="lm-evaluation-harness is not installed (extra lm-eval)")
+ROWS = [
+    {"question": f"How many days are in {n} weeks?", "choices": [str(7 * n), str(n), "none"], "gold": n % 3}
+    for n in range(1, 13)
+]
+
+
+@pytest.fixture
+def days(tmp_path: Path) -> Path:
+    """A folder with two tasks of the same twelve questions about days."""
+    folder = tmp_path / "my_tasks"
     folder.mkdir()
-    rows = [{"question": f"How many days are in {n} weeks?", "choices": [str(7 * n), "0"], "gold": 0} for n in range(1, 5)]
-    (folder / "days.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "days.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     for name in ("days", "more_days"):
         (folder / f"{name}.yaml").write_text(
             f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'days.jsonl'}}}}}\n"
             "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_target: gold\n"
             "doc_to_choice: choices\nmetric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
         )
-    options = TaskOptions(tasks=("days",), model=str(tiny_model_dir), out=tmp_path / "out", include=folder)
-    config = default_config("tasks", ["engine.device=cpu"])
-    first = run_tasks(options, config, NullProgress())
+    return folder
+
+
+def share_right(folder: Path) -> float:
+    """The share of questions whose right choice the model finds the most probable, computed without the harness."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    def log_probability(question: str, choice: str) -> float:
+        start = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+        ids_1T = torch.tensor([tokenizer(f"{question} {choice}", add_special_tokens=False)["input_ids"]])
+        with torch.inference_mode():
+            logps_TV = model(ids_1T).logits[0, :-1].log_softmax(-1)
+        logps_T = logps_TV.gather(1, ids_1T[0, 1:, None])[:, 0]
+        return float(logps_T[start - 1 :].sum())
+
+    best = [max(range(3), key=lambda i: log_probability(row["question"], row["choices"][i])) for row in ROWS]
+    return sum(choice == row["gold"] for choice, row in zip(best, ROWS, strict=True)) / len(ROWS)
+
+
+@needs_harness
+def test_a_local_task(tmp_path: Path, tiny_model_dir: Path, days: Path) -> None:
+    """The harness's figure is what the model's probabilities say; it is reused, and a second task stands beside it."""
+    options = TaskOptions(tasks=("days",), model=str(tiny_model_dir), out=tmp_path / "out", include=days)
+    first = run_tasks(options, default_config("tasks"), NullProgress())
     [found] = [results["days"] for results in first["models"].values()]
-    assert (found["metric"], found["n"]) == ("acc", 4)
-    assert found["value"] in (0, 0.25, 0.5, 0.75, 1)
+    assert (found["metric"], found["n"]) == ("acc", 12)
+    assert found["value"] == pytest.approx(share_right(tiny_model_dir))
+    share = found["value"]
+    assert found["stderr"] == pytest.approx(sqrt(share * (1 - share) / 11))
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("record.json")}
-    both = run_tasks(replace(options, tasks=("days", "more_days")), config, NullProgress())
+    both = run_tasks(replace(options, tasks=("days", "more_days")), default_config("tasks"), NullProgress())
     [results] = both["models"].values()
     assert results["days"] == found
     assert results["more_days"]["value"] == found["value"]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "the first task is not done again"
+
+
+@needs_harness
+def test_all_models_of_a_run(tmp_path: Path, tiny_model_dir: Path, days: Path) -> None:
+    root = Trial(tmp_path / "trial").make()
+    for stage in ("sft", "m1", "round-1/model"):
+        (root / stage / "checkpoint").symlink_to(tiny_model_dir)
+    arguments = ["eval", "tasks", "--tasks", "days,more_days", "--include", str(days), "--run", str(root)]
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    document = json.loads(done.stdout[done.stdout.index("{") :])
+    assert list(document["models"]) == ["sft", "m1", "m2"]
+    share = share_right(tiny_model_dir)
+    assert {result["value"] for results in document["models"].values() for result in results.values()} == {pytest.approx(share)}
+    assert [(row["task"], row["change"]) for row in document["tax"]] == [("days", 0), ("more_days", 0), ("mean of 2 tasks", 0)]
+    evaluate_run(root, None, NullProgress())
+    page = (root / "report.html").read_text()
+    assert "Capability tax" in page
+    assert f"{100 * share:.1f}" in page
+    again = CliRunner().invoke(app, arguments)
+    assert "Capability tax, M1 to M2, points:" in again.stdout
+    with pytest.raises(UsageError, match=r"num_fewshot was null, is 1.*or delete .*days to do it again"):
+        raise CliRunner().invoke(app, [*arguments, "--num-fewshot", "1"]).exception or AssertionError
+
+
+@needs_harness
+def test_an_unknown_task_is_named(tmp_path: Path, tiny_model_dir: Path, days: Path) -> None:
+    options = TaskOptions(tasks=("dayz",), model=str(tiny_model_dir), out=tmp_path / "out", include=days)
+    with pytest.raises(UsageError, match=r"has no task 'dayz'; similar: .*days") as caught:
+        run_tasks(options, default_config("tasks"), NullProgress())
+    assert "\n" not in str(caught.value)

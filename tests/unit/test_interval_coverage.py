@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from selfreward.evals.bradley_terry import Game, rank_models
+from selfreward.evals.diversity import distinct_n, mean_overlap
 from selfreward.statistics import bootstrap_mean, bootstrap_share, paired_difference, unpaired_difference, wilson
 
 DRAWS = 2000
@@ -57,7 +58,40 @@ def test_paired_and_unpaired_differences():
         assert 0.93 <= covered([(e.low, e.high) for e in estimates], 0.2) <= 0.97
 
 
-@pytest.mark.slow
+def test_score_and_net_of_a_head_to_head():
+    """Half wins for ties: what `contest_figures` resamples."""
+    rng = RNG(6)
+    estimates = [
+        bootstrap_share(units(rng.choice([1.0, 0.5, 0.0], 120, p=[0.3, 0.5, 0.2])), draw, RESAMPLES) for draw in range(DRAWS)
+    ]
+    assert 0.93 <= covered([(e.low, e.high) for e in estimates], 0.55) <= 0.97
+
+
+def test_jackknife_of_distinct_words():
+    """What is covered is the figure's mean over draws of as many texts: it falls with their number and has no other truth."""
+    rng = RNG(7)
+    words = np.array([f"w{number}" for number in range(3000)])
+    chances = 1 / np.arange(1, 3001)
+    chances /= chances.sum()
+    estimates = []
+    for _ in range(DRAWS):
+        drawn = np.split(rng.choice(words, 1200, p=chances), 120)
+        estimates.append(distinct_n([" ".join(text) for text in drawn], 1))
+    truth = float(np.mean([e.value for e in estimates]))
+    assert 0.93 <= covered([(e.low, e.high) for e in estimates], truth) <= 0.97
+
+
+def test_jackknife_of_overlap():
+    rng = RNG(8)
+    estimates = []
+    for _ in range(DRAWS):
+        sizes = rng.integers(3, 9, 40)
+        texts = [" ".join(rng.choice(list("abcdefgh"), size)) for size in sizes]
+        estimates.append(mean_overlap(texts, 1))
+    truth = float(np.mean([e.value for e in estimates]))
+    assert 0.93 <= covered([(e.low, e.high) for e in estimates], truth) <= 0.97
+
+
 def test_bradley_terry():
     rng = RNG(5)
     truth = {"a": 0.0, "b": 0.5, "c": 1.0}

@@ -6,9 +6,10 @@ A task of a model is a stage of its own: further tasks add to those that are the
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -17,8 +18,8 @@ from typing import Any
 
 from selfreward.artifacts import Artifact, Run, Stage, hash_file, read_json
 from selfreward.config import ENDPOINT_PREFIX, SCRIPTED_PREFIX, Config
-from selfreward.engines.loading import resolve_model_path
-from selfreward.errors import EngineError, MissingExtraError, UsageError
+from selfreward.engines.loading import pick_device, resolve_model_path, set_threads
+from selfreward.errors import EngineError, MissingExtraError, SelfRewardError, UsageError
 from selfreward.eval_tools.options import TaskOptions
 from selfreward.eval_tools.sides import model_label
 from selfreward.eval_tools.small import check_names, do_stage, folder_run, without_training
@@ -59,13 +60,13 @@ def run_tasks(options: TaskOptions, config: Config, progress: Progress) -> dict[
         raise UsageError(f"--include {str(options.include)!r} is no folder of task files")
     config = without_training(config) if options.run is None else run_config(options.run)
     alone = None if options.model is None else _of_model(options.model, config)
-    harness = need_harness()
+    installed = need_harness()
     with _open(options, config, progress) as run:
         if alone is None:
             set_stale_aside(run, "tasks")
-        results = {}
+        results, harness = {}, _Harness(options)
         for candidate in _of_run(run) if alone is None else [alone]:
-            results[candidate.name] = _tasks_of(run, candidate, options, harness)
+            results[candidate.name] = _tasks_of(run, candidate, options, (harness, installed))
         if alone is None:
             write_report(run.dir)
     tax = [] if alone is not None else tax_rows(results, list(results))
@@ -109,10 +110,11 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
 
 
-def _tasks_of(run: Run, candidate: _Candidate, options: TaskOptions, harness: str) -> dict[str, Any]:
-    """Task -> its first metric, as tasks.json holds it."""
+def _tasks_of(run: Run, candidate: _Candidate, options: TaskOptions, tool: tuple["_Harness", str]) -> dict[str, Any]:
+    """Task -> its first metric, as tasks.json holds it. `tool`: the harness and its version."""
+    harness, installed = tool
     sections: dict[str, Any] = {
-        "harness": harness,
+        "harness": installed,
         "dtype": run.config.model.dtype,
         "num_fewshot": options.num_fewshot,
         "limit": options.limit,
@@ -120,9 +122,8 @@ def _tasks_of(run: Run, candidate: _Candidate, options: TaskOptions, harness: st
         "weights": None if candidate.inputs else weights_of(candidate.folder),
     }
     found = {}
-    loaded = _Loaded()
     for task in options.tasks:
-        work = partial(_evaluate, candidate, task, options, loaded)
+        work = partial(_evaluate, candidate, task, options, harness)
         key = f"tasks/{candidate.name}/{_slug(task)}"
         made = do_stage(run, key, sections | {"task": task}, candidate.inputs, work)
         found[task] = read_json(made.path / "tasks.json")["results"][0]
@@ -136,10 +137,10 @@ def _include_hashes(folder: Path | None) -> dict[str, str] | None:
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 
-def _evaluate(candidate: _Candidate, task: str, options: TaskOptions, loaded: "_Loaded", stage: Stage) -> Counts:
+def _evaluate(candidate: _Candidate, task: str, options: TaskOptions, harness: "_Harness", stage: Stage) -> Counts:
     """One task of one model. What the harness raises, and there are many kinds, becomes an EngineError."""
     try:
-        model, manager = loaded.open(candidate.folder, stage.config, options.include)
+        model, manager = harness.open(candidate.folder, stage.config)
         document = import_module("lm_eval").simple_evaluate(
             model=model,
             tasks=[task],
@@ -148,6 +149,8 @@ def _evaluate(candidate: _Candidate, task: str, options: TaskOptions, loaded: "_
             log_samples=False,
             task_manager=manager,
         )
+    except SelfRewardError:
+        raise
     except Exception as error:
         raise EngineError(f"lm-evaluation-harness, task {task!r}: {type(error).__name__}: {one_line(error)}") from error
     if document is None:
@@ -158,28 +161,45 @@ def _evaluate(candidate: _Candidate, task: str, options: TaskOptions, loaded: "_
     return Counts(results[0].n or 0, results[0].n or 0)
 
 
-class _Loaded:
-    """A model as the harness holds it, and its tables of tasks: opened by the first task that is not stored yet, kept for the
-    others. Loading weights costs more than most tasks."""
+class _Harness:
+    """lm-evaluation-harness as one command uses it. Its tables of tasks are read once, and a model is loaded by the first of
+    its tasks that is not stored yet, and kept for the others: either costs more than most tasks do."""
 
-    def __init__(self) -> None:
-        self._opened: tuple[Any, Any] | None = None
+    def __init__(self, options: TaskOptions) -> None:
+        self._options = options
+        self._manager: Any = None
+        self._folder: str | None = None
+        self._model: Any = None
 
-    def open(self, folder: str, config: Config, include: Path | None) -> tuple[Any, Any]:
-        """The harness's model and task manager."""
-        if self._opened is None:
-            given = {
-                "pretrained": folder,
-                "dtype": config.model.dtype,
-                "trust_remote_code": config.model.trust_remote_code,
-            }
-            manager = import_module("lm_eval.tasks").TaskManager(
-                include_path=None if include is None else str(include), metadata=given
-            )
+    def open(self, folder: str, config: Config) -> tuple[Any, Any]:
+        """The harness's model of a folder, and its task manager. Raises UsageError for a task that it does not know."""
+        given = {"pretrained": folder, "dtype": config.model.dtype, "trust_remote_code": config.model.trust_remote_code}
+        if self._manager is None:
+            include = self._options.include
+            place = None if include is None else str(include)
+            manager = import_module("lm_eval.tasks").TaskManager(include_path=place, metadata=given)
+            _check_known(self._options.tasks, manager.all_tasks)
+            self._manager = manager
+        if self._folder != folder:
+            self._folder, self._model = None, None  # the one before goes first: there may be room for one alone
+            set_threads(config)
             work = {
                 "batch_size": min(config.engine.batch_size, MAX_BATCH),
                 "max_batch_size": None,
-                "device": None if config.engine.device == "auto" else config.engine.device,
+                "device": pick_device(config),  # the harness's own default is a GPU, whether there is one or not
             }
-            self._opened = import_module("lm_eval.api.registry").get_model("hf").create_from_arg_obj(given, work), manager
-        return self._opened
+            self._model = import_module("lm_eval.api.registry").get_model("hf").create_from_arg_obj(given, work)
+            self._folder = folder
+        return self._model, self._manager
+
+
+def _check_known(tasks: Sequence[str], known: Sequence[str]) -> None:
+    """Raise UsageError for names that the harness has no task, group or tag of; nothing has been loaded yet."""
+    unknown = [task for task in tasks if task not in known]
+    if unknown:
+        near = list(dict.fromkeys(name for task in unknown for name in get_close_matches(task, known, n=3)))
+        similar = f"similar: {', '.join(near)}; " if near else ""
+        raise UsageError(
+            f"--tasks: lm-evaluation-harness has no task {', '.join(map(repr, unknown))}; {similar}"
+            "its own list says what there is, and --include FOLDER adds task files of your own"
+        )

@@ -16,6 +16,10 @@ from selfreward.types import Estimate
 PRIOR = 0.1
 """Pseudo-games: this many wins to each side of every pair that met. A model that never lost has a finite strength."""
 
+_MAX_STEPS, _CLOSE = 200, 1e-9
+_BLOCK = 2_000_000
+"""Resampled indices held at a time."""
+
 _Floats = npt.NDArray[np.float64]
 
 
@@ -51,60 +55,71 @@ def rank_models(models: Sequence[str], games: Sequence[Game], seed: int, samples
     total_MM = wins_UMM.sum(axis=0)
     _check_connected(models, total_MM)
     strengths_M = fit(total_MM)
-    bounded = _reached(total_MM > 0) & _reached(total_MM.T > 0) if len(units) > 1 else set()
-    drawn_SM = _resampled(wins_UMM, seed, samples) if bounded else np.empty((0, len(models)))
+    bounded_M = _reached(total_MM > 0) & _reached(total_MM.T > 0)
+    drawn_SM = _resampled(wins_UMM, seed, samples if len(units) > 1 else 0)
     found = {}
     for model, i in index.items():
         draws = drawn_SM[~np.isnan(drawn_SM[:, i]), i]
-        ends = np.percentile(draws, [2.5, 97.5]) if i in bounded and len(draws) else (None, None)
+        ends = np.percentile(draws, [2.5, 97.5]) if bounded_M[i] and len(draws) else (None, None)
         low, high = (None if end is None else float(end) for end in ends)
         found[model] = Estimate(float(strengths_M[i]), low, high, len(units))
     return found
 
 
+def fit(wins_XMM: _Floats) -> _Floats:
+    """Strengths, shape XM (X: any leading shape, one fit each), the first model's 0. `wins_XMM[..., i, j]`: wins of i over j,
+    ties half on each side; the prior is added here. NaN for a model that did not meet the first one, nor anyone who did.
+
+    Newton's method; a step changes no gap between two models by more than 1, within which the likelihood's curvature changes so
+    little that every step climbs.
+    """
+    from scipy import special  # takes a second to import
+
+    met_XMM = (wins_XMM + wins_XMM.swapaxes(-1, -2)) > 0
+    known_XM = _reached(met_XMM)
+    counted_XMM = wins_XMM + PRIOR * met_XMM
+    games_XMM = counted_XMM + counted_XMM.swapaxes(-1, -2)
+    # The likelihood knows gaps only: the first model and those that nothing is known of are held where they are.
+    held_XM = ~known_XM
+    held_XM[..., 0] = True
+    held_XMM = held_XM[..., None] * np.eye(held_XM.shape[-1])
+    strengths_XM = np.zeros(held_XM.shape)
+    for _ in range(_MAX_STEPS):
+        chances_XMM = special.expit(strengths_XM[..., :, None] - strengths_XM[..., None, :])
+        slopes_XM = np.where(known_XM, (counted_XMM - games_XMM * chances_XMM).sum(axis=-1), 0.0)
+        bends_XMM = games_XMM * chances_XMM * (1 - chances_XMM)
+        curvature_XMM = bends_XMM.sum(axis=-1)[..., None] * np.eye(held_XM.shape[-1]) - bends_XMM
+        steps_XM = np.linalg.solve(curvature_XMM + held_XMM, slopes_XM[..., None])[..., 0]
+        widest_X1 = np.ptp(steps_XM, axis=-1, keepdims=True)
+        strengths_XM += steps_XM / np.maximum(1.0, widest_X1)
+        if np.max(widest_X1, initial=0.0) < _CLOSE:
+            return np.where(known_XM, strengths_XM - strengths_XM[..., :1], np.nan)
+    raise AssertionError(f"no strengths after {_MAX_STEPS} steps, although every step climbs")
+
+
 def _resampled(wins_UMM: _Floats, seed: int, samples: int) -> _Floats:
-    """Strengths of `samples` resamples of the units, shape SM; NaN for a model that did not meet the first one in it, nor
-    anyone who did."""
+    """Strengths of `samples` resamples of the units, shape SM."""
     rng, num = np.random.default_rng(seed), len(wins_UMM)
-    drawn_SM = np.full((samples, wins_UMM.shape[1]), np.nan)
-    for row_M in drawn_SM:
-        wins_MM = np.tensordot(np.bincount(rng.integers(0, num, num), minlength=num), wins_UMM, axes=1)
-        met = sorted(_reached((wins_MM + wins_MM.T) > 0))
-        row_M[met] = fit(wins_MM[np.ix_(met, met)])
-    return drawn_SM
-
-
-def fit(wins_MM: _Floats) -> _Floats:
-    """Strengths, shape M, the first 0. `wins_MM[i, j]`: wins of i over j, ties half on each side; the prior is added here."""
-    from scipy import optimize, special  # takes a second to import
-
-    met_MM = (wins_MM + wins_MM.T) > 0
-    counted_MM = wins_MM + PRIOR * met_MM
-
-    def loss(free_F: _Floats) -> tuple[float, _Floats]:
-        strengths_M = np.concatenate([[0.0], free_F])
-        gap_MM = strengths_M[:, None] - strengths_M[None, :]
-        value = float(np.sum(counted_MM * np.logaddexp(0, -gap_MM)))
-        slope_MM = -counted_MM * special.expit(-gap_MM)
-        return value, (slope_MM.sum(axis=1) - slope_MM.sum(axis=0))[1:]
-
-    found = optimize.minimize(loss, np.zeros(len(wins_MM) - 1), jac=True, method="BFGS").x
-    return np.concatenate([[0.0], found])
+    rows, pieces = max(1, _BLOCK // num), []
+    for start in range(0, samples, rows):
+        index_SU = rng.integers(0, num, size=(min(rows, samples - start), num))
+        places_SU = index_SU + num * np.arange(len(index_SU))[:, None]
+        times_SU = np.bincount(places_SU.ravel(), minlength=index_SU.size).reshape(index_SU.shape)
+        pieces.append(fit(np.tensordot(times_SU.astype(np.float64), wins_UMM, axes=1)))
+    return np.concatenate(pieces) if pieces else np.empty((0, wins_UMM.shape[1]))
 
 
 def _check_connected(models: Sequence[str], wins_MM: _Floats) -> None:
-    reached = _reached((wins_MM + wins_MM.T) > 0)
-    apart = [model for number, model in enumerate(models) if number not in reached]
+    reached_M = _reached((wins_MM + wins_MM.T) > 0)
+    apart = [model for model, is_reached in zip(models, reached_M, strict=True) if not is_reached]
     if apart:
         raise DataError(f"{', '.join(apart)} met neither {models[0]} nor anyone who did: no order exists between them")
 
 
-def _reached(edges_MM: npt.NDArray[np.bool_]) -> set[int]:
-    """The models to which edges lead from the first one, itself among them."""
-    reached, frontier = {0}, [0]
-    while frontier:
-        for other in np.flatnonzero(edges_MM[frontier.pop()]):
-            if int(other) not in reached:
-                reached.add(int(other))
-                frontier.append(int(other))
-    return reached
+def _reached(edges_XMM: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Shape XM: whether edges lead to a model from the first one, itself among them."""
+    reached_XM = np.zeros(edges_XMM.shape[:-1], dtype=np.bool_)
+    reached_XM[..., 0] = True
+    for _ in range(edges_XMM.shape[-1]):
+        reached_XM = reached_XM | (reached_XM[..., :, None] & edges_XMM).any(axis=-2)
+    return reached_XM

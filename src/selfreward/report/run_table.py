@@ -41,7 +41,7 @@ COLUMNS: Mapping[str, tuple[str, str, _Write]] = {
     "judge_kendall": ("tau", "judge: Kendall tau-b", _ratio),
     "judge_mean": ("own", "judge: mean score", _score),
     "judge_tied": ("tied\n%", "judge: pairs tied %", _percent),
-    "mean_length": ("chars", "length, characters", _count),
+    "mean_length": ("len", "length, characters", _count),
     "distinct_2": ("dis2", "distinct-2", _ratio),
     "overlap": ("ovl", "overlap (ROUGE-L)", _ratio),
     "oracle_mean": ("orac", "oracle, 0-5", _score),
@@ -87,7 +87,7 @@ def _table(models: Sequence[Json], width: int) -> str:
         cells += [_cell(model[figure], COLUMNS[figure][2]) for figure in figures]
         values = [result["value"] for result in model["tasks"].values()]
         rows.append([*cells, *([_percent(sum(values) / len(values)) if values else "-"] if has_tasks else [])])
-    return _grid([*headings, *(["tasks\n%"] if has_tasks else [])], rows, width)
+    return _grid([*headings, *(["task\n%"] if has_tasks else [])], rows, width)
 
 
 def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
