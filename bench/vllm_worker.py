@@ -59,7 +59,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="vLLM as a peer of bench/speed; asked over pipes.")
     parser.add_argument("--seqs", type=int, default=256, help="most sequences at a time")
     parser.add_argument("--batched-tokens", type=int, default=4096, help="most tokens of a step")
-    parser.add_argument("--block-size", type=int, default=128, help="tokens of a page; only whole pages are shared")
+    parser.add_argument("--block-size", type=int, default=32, help="tokens of a page; only whole pages are shared")
     parser.add_argument("--bind", default="nobind", help="VLLM_CPU_OMP_THREADS_BIND")
     parser.add_argument("--processes", type=int, default=1, choices=(0, 1), help="VLLM_ENABLE_V1_MULTIPROCESSING")
     parser.add_argument("--eager", action="store_true", help="no compilation")

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,10 @@ def _is_up(port: int) -> bool:
 @pytest.fixture(scope="module")
 def vllm_url() -> Iterator[str]:
     port = free_port()
-    words = (
-        f"-m vllm.entrypoints.cli.main serve {model()} --served-model-name tiny --host 127.0.0.1 --port {port} --enforce-eager"
+    words = f"-m vllm.entrypoints.openai.api_server --model {model()} --served-model-name tiny --host 127.0.0.1 --port {port}"
+    words += (
+        f" --dtype float32 --max-model-len {CONTEXT} --kv-cache-memory-bytes {2**28} --generation-config vllm --enforce-eager"
     )
-    words += f" --dtype float32 --max-model-len {CONTEXT} --kv-cache-memory-bytes {2**28} --generation-config vllm"
     with running("vLLM", [interpreter(), *words.split()], port) as url:
         yield url
 
@@ -133,7 +134,10 @@ def expected() -> dict[str, Generation]:
 
 def test_vllm_answers_as_hf_does(vllm_url: str) -> None:
     replies = ask(vllm_url, [chat(text, text) for text in TASKS], max_concurrency=2)
-    assert replies == expected()
+    assert replies.keys() == expected().keys()
+    for name, reply in replies.items():
+        # vLLM leaves the space before the first word of a tokenizer of whole words.
+        assert replace(reply, text=reply.text.removeprefix(" ")) == expected()[name]
 
 
 def test_vllm_repeats_what_a_seed_gave(vllm_url: str) -> None:
@@ -164,7 +168,7 @@ def test_vllm_cuts_at_stop_strings(vllm_url: str) -> None:
     whole = expected()[TASKS[1]].text
     second = whole.split()[1]
     reply = ask(vllm_url, [chat("a", TASKS[1], Sampling(24, temperature=0, stop=(second,)))])["a"]
-    assert (reply.text.rstrip(), reply.finish_reason) == (whole[: whole.index(second)].rstrip(), "stop")
+    assert (reply.text.strip(), reply.finish_reason) == (whole[: whole.index(second)].strip(), "stop")
 
 
 def test_a_model_that_vllm_does_not_serve_is_named(vllm_url: str) -> None:

@@ -4,6 +4,10 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -224,6 +228,61 @@ def test_closing_ends_its_processes(peer: Engine) -> None:
     assert "HF_HUB_OFFLINE" in os.environ
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ
     assert answers(peer, [Request("a", chat(TASKS[0]), GREEDY, 0)]) == reply
+
+
+PROGRAM = """
+import os, signal, sys
+from selfreward.config import parse_config
+from selfreward.engines import open_engine
+from selfreward.engines._vllm_start import descendants
+from selfreward.types import Message, Request, Sampling
+
+def main():
+    os.setsid()
+    settings = {"name": "vllm", "threads": 1, "batch_size": 8, "vllm": {"eager": True, "cache_gb": 0.25}}
+    engine = open_engine("lab", parse_config({"name": "test", "engine": settings}))
+    print("STARTED", *descendants([os.getpid()]), flush=True)
+    if sys.argv[1] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    signal.signal(signal.SIGINT, lambda *_: print("HEARD", flush=True))
+    os.killpg(os.getpgrp(), signal.SIGINT)
+    request = Request("a", (Message("user", "sort these words : cat apple dog red"),), Sampling(24, temperature=0), 0)
+    print("SAID", *[reply.text for reply in engine.generate([request])], flush=True)
+    engine.close()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def run_program(tmp_path: Path, word: str) -> tuple[int, list[list[str]]]:
+    """Exit code, and the words of its lines."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run([sys.executable, str(tmp_path / "program.py"), word], stdout=subprocess.PIPE, text=True, check=False)
+    return done.returncode, [line.split() for line in done.stdout.splitlines()]
+
+
+def test_ctrl_c_in_a_terminal_is_the_runs_alone(tmp_path: Path) -> None:
+    code, lines = run_program(tmp_path, "interrupt")
+    assert (code, lines[-2:]) == (0, [["HEARD"], ["SAID", "apple", "cat", "dog", "red"]])
+
+
+def test_a_run_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    code, lines = run_program(tmp_path, "kill")
+    assert code == -signal.SIGKILL
+    started = [int(word) for word in lines[-1][1:]]
+    assert len(started) > 1
+    deadline = time.monotonic() + 60
+    while any(_is_alive(pid) for pid in started):
+        assert time.monotonic() < deadline, [pid for pid in started if _is_alive(pid)]
+        time.sleep(0.2)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_what_vllm_cannot_do_is_named(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
 """Starting vLLM: its arguments, the machine that it may take, and what its processes inherit."""
 
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 from selfreward.config import Config
@@ -88,6 +93,41 @@ def _check_device(config: Config) -> None:
             raise ConfigError(f"engine.vllm.tensor_parallel_size={wanted} is above the {number} GPUs of this machine; lower it")
 
 
+class Guard:
+    """Ends vLLM's processes where this one is killed before it could (`_vllm_guard`): only those begun since it was made."""
+
+    def __init__(self) -> None:
+        self._before = {child.pid for child in multiprocessing.active_children()}
+        self._program: subprocess.Popen[bytes] | None = None
+
+    def watch(self) -> None:
+        """Begin: what this process has started since this object was made is watched."""
+        begun = [child.pid for child in multiprocessing.active_children() if child.pid and child.pid not in self._before]
+        script = Path(__file__).with_name("_vllm_guard.py")
+        self._program = subprocess.Popen(  # noqa: S603 - our own file, and numbers
+            [sys.executable, "-I", str(script), *map(str, descendants(begun))],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def dismiss(self) -> None:
+        """vLLM's processes have ended."""
+        if self._program is not None:
+            self._program.kill()
+            self._program.communicate()
+            self._program = None
+
+
+def descendants(begun: Sequence[int]) -> list[int]:
+    """These processes and all that they started."""
+    found = list(begun)
+    for pid in found:  # grows while it is walked through
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):  # the thread has ended
+                found += map(int, children.read_text().split())
+    return found
+
+
 @contextmanager
 def surroundings(config: Config) -> Iterator[None]:
     """The environment that vLLM's processes inherit, and a mask: Ctrl-C in a terminal reaches every process of a run, and it is
@@ -106,6 +146,7 @@ def surroundings(config: Config) -> Iterator[None]:
     wanted |= {name: value for name, value in defaults.items() if name not in os.environ}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ |= wanted
+    resource_tracker.ensure_running()  # when it starts it lets Ctrl-C through again
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -21,7 +21,7 @@ from typing import Any
 from selfreward.chat import encode_continuations, encode_prompt, stop_token_ids
 from selfreward.config import Config
 from selfreward.engines._replies import Reader, Reply
-from selfreward.engines._vllm_start import start, surroundings
+from selfreward.engines._vllm_start import Guard, start, surroundings
 from selfreward.engines.adapters import read_adapter
 from selfreward.engines.base import Engine, Usage, check_requests
 from selfreward.engines.loading import check_folder, load_tokenizer, read_context_length
@@ -59,8 +59,9 @@ class _Asked:
 class VllmEngine(Engine):
     """See the module."""
 
-    def __init__(self, llm: Any, tokenizer: Any, context_length: int, adapter: Any = None) -> None:
-        """`llm` is a `vllm.LLM` that takes token ids; `adapter` its request for a LoRA adapter, already loaded."""
+    def __init__(self, llm: Any, tokenizer: Any, context_length: int, adapter: Any, guard: Guard) -> None:
+        """`llm` is a `vllm.LLM` that takes token ids; `adapter` its request for a LoRA adapter, already loaded, or None; `guard`
+        watches its processes."""
         self._llm: Any = llm
         self._tokenizer: Any = tokenizer
         self._context_length = context_length
@@ -71,6 +72,7 @@ class VllmEngine(Engine):
         self._deaf_reader.stop_ids = frozenset()
         num_logits = llm.model_config.get_vocab_size()
         self._stop_ids = sorted(token for token in self._reader.stop_ids if token < num_logits)
+        self._guard = guard
         self._names = map(str, count())
         self._usage = Usage()
 
@@ -87,9 +89,11 @@ class VllmEngine(Engine):
         base = folder if adapter is None else adapter.base
         tokenizer = load_tokenizer(folder if adapter is not None and adapter.has_tokenizer else base, config)
         context_length = read_context_length(base, config, tokenizer)
+        guard = Guard()
         with surroundings(config):
             llm, request = start(base, adapter, context_length, config)
-        return cls(llm, tokenizer, context_length, request)
+        guard.watch()
+        return cls(llm, tokenizer, context_length, request, guard)
 
     @property
     def context_length(self) -> int:
@@ -116,6 +120,7 @@ class VllmEngine(Engine):
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.llm_engine.engine_core.shutdown(timeout=_SECONDS_TO_END)
+            self._guard.dismiss()
             del llm
             gc.collect()
 
