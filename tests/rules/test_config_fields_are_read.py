@@ -24,6 +24,9 @@ def fields():
             classes = frozenset(c.__name__ for c in section.__mro__ if issubclass(c, Section) and c is not Section)
             for inner, inner_field in section.model_fields.items():
                 yield f"{name}.{inner}", name, classes, inner
+                part = inner_field.annotation
+                if isinstance(part, type) and issubclass(part, Section):  # A section in a section: engine.vllm
+                    yield from ((f"{name}.{inner}.{key}", inner, frozenset({part.__name__}), key) for key in part.model_fields)
                 for item in get_args(inner_field.annotation):
                     if isinstance(item, type) and issubclass(item, Section):  # A tuple of sections: read by their class.
                         yield from (

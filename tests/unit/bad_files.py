@@ -231,8 +231,8 @@ VALUES: Table = {
         "c.yaml line 2: eval.oracle='maybe' must be true or false",
     ),
     "literal": (
-        "name: a\nengine: {name: vllm}\n", (),
-        "c.yaml line 2: engine.name='vllm' must be one of hf, scripted",
+        "name: a\nengine: {name: sglang}\n", (),
+        "c.yaml line 2: engine.name='sglang' must be one of hf, vllm, scripted",
     ),
     "literal near": (
         "name: a\ndpo: {method: positive-only}\n", (),

@@ -26,6 +26,11 @@ SETTINGS: Table = {
         "c.yaml: engine.script='echo' is not read with engine.name=hf; set engine.name=scripted, or remove it (rule "
         "script-is-read)",
     ),
+    "vllm-is-used": (
+        "name: a\nengine: {vllm: {tensor_parallel_size: 2, eager: false}}\n", (),
+        "c.yaml: engine.vllm.tensor_parallel_size=2 is not read with engine.name=hf; set engine.name=vllm, or remove it (rule "
+        "vllm-is-used)",
+    ),
     "sources-are-there": (
         "name: a\nseed: {sources: []}\n", (),
         "c.yaml: seed.sources must hold one source at least, such as [{format: lab}] (rule sources-are-there)",

@@ -7,7 +7,7 @@ Values that the paper fixes are in `configs/paper.yaml`, each with its section. 
 from selfreward.config.endpoints import ENDPOINT_PREFIX, MAX_STOPS, EndpointConfig, endpoint_name
 from selfreward.config.evals import EvalConfig
 from selfreward.config.load import default_config, load_config, parse_config
-from selfreward.config.model import EngineConfig, ModelConfig
+from selfreward.config.model import EngineConfig, ModelConfig, VllmConfig
 from selfreward.config.players import FIRST, POLICY, SCRIPTED_PREFIX
 from selfreward.config.rounds import JudgeConfig, PairConfig, PanelMember, ProposeConfig, SampleConfig
 from selfreward.config.section import Section
@@ -40,6 +40,7 @@ __all__ = [
     "SeedConfig",
     "SftConfig",
     "SourceConfig",
+    "VllmConfig",
     "default_config",
     "endpoint_name",
     "load_config",

@@ -46,6 +46,18 @@ def script_is_read(config: "Config") -> Problems:
         )
 
 
+def vllm_is_used(config: "Config") -> Problems:
+    if config.engine.name == "vllm":
+        return
+    usual = type(config.engine.vllm)()
+    for name, value in config.engine.vllm:
+        if value != getattr(usual, name):
+            yield (
+                f"engine.vllm.{name}={value} is not read with engine.name={config.engine.name}; set engine.name=vllm, or "
+                "remove it"
+            )
+
+
 # --- seed data --------------------------------------------------------------------------------------------------------
 
 

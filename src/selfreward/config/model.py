@@ -23,11 +23,26 @@ class ModelConfig(Section):
     model without any. `own`: the tokenizer's own and no default."""
 
 
+class VllmConfig(Section):
+    """How much of the machine vLLM takes. The most replies at a time are `engine.batch_size`."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs that share each model."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of each GPU's memory that it takes for weights and cache; of the machine's memory where vLLM runs on a CPU."""
+    cache_gb: float | None = Field(default=None, gt=0)
+    """Memory of each GPU for keys and values, in GiB; null: what `gpu_memory_utilization` leaves beside the weights."""
+    eager: bool = False
+    """Run without compiling: starts sooner, generates slower."""
+
+
 class EngineConfig(Section):
     """Who generates text, and with how much of the machine."""
 
-    name: Literal["hf", "scripted"] = "hf"
-    """`hf`: any Hugging Face causal LM, CPU or GPU. `scripted`: replies from a table, for tests."""
+    name: Literal["hf", "vllm", "scripted"] = "hf"
+    """`hf`: any Hugging Face causal LM, CPU or GPU. `vllm`: the models that vLLM knows, on GPUs or with its CPU build; needs
+    the extra `vllm`. `scripted`: replies from a table, for tests."""
+    vllm: VllmConfig = VllmConfig()
     script: str | None = None
     """For `scripted`: a JSON file of replies, or a built-in table's name."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -60,6 +60,7 @@ RULES: tuple[Rule, ...] = (
         ("engine.name", "engine.script"),
         holds.script_is_read,
     ),
+    Rule("vllm-is-used", "Settings of vLLM are for that engine alone.", ("engine.name", "engine.vllm"), holds.vllm_is_used),
     Rule("sources-are-there", "There is a seed source.", ("seed.sources",), holds.sources_are_there),
     Rule(
         "sources-have-paths",

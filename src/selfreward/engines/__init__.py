@@ -14,6 +14,12 @@ def _open_hf(model: str, config: Config) -> Engine:
     return HfEngine.open(model, config)
 
 
+def _open_vllm(model: str, config: Config) -> Engine:
+    from selfreward.engines.vllm import VllmEngine
+
+    return VllmEngine.open(model, config)
+
+
 def _open_scripted(model: str, config: Config) -> Engine:
     return _open_script(config.engine.script or "", config)
 
@@ -30,7 +36,7 @@ def _open_endpoint(name: str, config: Config) -> Engine:
     return OpenAIEngine.open(name, config)
 
 
-ENGINES: Mapping[str, Callable[[str, Config], Engine]] = {"hf": _open_hf, "scripted": _open_scripted}
+ENGINES: Mapping[str, Callable[[str, Config], Engine]] = {"hf": _open_hf, "vllm": _open_vllm, "scripted": _open_scripted}
 """`engine.name` -> how to open it for a model folder. These can play the policy: their models are trained here."""
 ROLE_ENGINES: Mapping[str, Callable[[str, Config], Engine]] = {"scripted": _open_script, "openai": _open_endpoint}
 """Engine -> how to open it for a role's player that is no model folder: a script, an endpoint."""

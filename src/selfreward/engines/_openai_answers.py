@@ -45,7 +45,8 @@ def read_answer(request: Request, api: Literal["chat", "completions"], body: str
 
     Its finish reason must be `stop`, `length` or `content_filter`: without it no one knows whether the text was cut. A null
     text is a reply only beside `length` (the limit was used up before the visible text) and `content_filter`. Token counts
-    that are missing or make no sense are None. Raises BadAnswerError.
+    that are missing or make no sense are None, and so are log-probabilities that were asked for but not sent. Raises
+    BadAnswerError.
     """
     answer = _object(_parse(body), "the answer")
     usage = answer.get("usage")
@@ -80,7 +81,33 @@ def _read_choice(
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text, is_cut = cut_at_stop(text, request.sampling.stop)
     finish: FinishReason = "length" if reason == "length" and not is_cut else "stop"
-    return Generation(request.id, text, counts[0], counts[1], finish)
+    logprobs = _token_logprobs(choice, api) if request.sampling.logprobs else None
+    return Generation(request.id, text, counts[0], counts[1], finish, token_logprobs=logprobs)
+
+
+def _token_logprobs(choice: Mapping[str, Any], api: Literal["chat", "completions"]) -> tuple[float, ...] | None:
+    """The log-probability of each token; None where the server, which was asked for them, sends none."""
+    found = choice.get("logprobs")
+    if found is None:
+        return None
+    where = "choices[0].logprobs"
+    found = _object(found, where)
+    if api == "chat":
+        content = found.get("content")
+        values = (
+            [_object(item, f"{where}.content[]").get("logprob") for item in content] if isinstance(content, list) else content
+        )
+    else:
+        values = found.get("token_logprobs")
+    if values is None:
+        return None
+    if not isinstance(values, list) or not all(_is_finite(value) for value in values):
+        raise BadAnswerError(f"{where} holds no list of numbers", repr(found))
+    return tuple(float(value) for value in values)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def request_error(status: int, body: Any, message: str) -> RequestError | None:

@@ -24,6 +24,8 @@ OWN_TEMPLATE = "own"
 """The `model.chat_template` that means: the tokenizer's own, and no default for one that has none."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SHOWN_KEYS = 3
+_NO_LIMIT = 2**31
+"""Tokenizers without a length limit say 10^30."""
 
 
 def resolve_model_path(path: str) -> str:
@@ -75,7 +77,7 @@ def load_model(path: str | Path, config: Config, device: str, dtype: str | None 
     `dtype` (`float32`, ...) overrides `model.dtype`. Also applies `engine.threads`. Raises ModelError when there is no such
     folder, no safetensors weights, when the folder is an adapter, and when weights and architecture do not match.
     """
-    folder = _check_folder(path, config)
+    folder = check_folder(path, config)
     if Path(folder).is_dir() and (problem := folder_problem(Path(folder))):
         raise ModelError(f"{folder!r} (model.path or a stage's checkpoint) {problem}")
     import torch
@@ -108,7 +110,7 @@ def load_tokenizer(path: str | Path, config: Config) -> "PreTrainedTokenizerBase
     Raises ModelError when it cannot be loaded or has neither a padding nor an EOS token, ConfigError when the
     template file cannot be read.
     """
-    folder = _check_folder(path, config)
+    folder = check_folder(path, config)
     from transformers import AutoTokenizer
 
     _quiet()
@@ -142,6 +144,22 @@ def load_chat_model(
     return model, tokenizer, add_default_template(model, tokenizer)
 
 
+def read_context_length(path: str | Path, config: Config, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Positions that the model of a folder was built for, by its settings alone; where they name none (relative positions), the
+    tokenizer's limit. Raises ModelError where neither names one."""
+    from transformers import AutoConfig
+
+    settings = AutoConfig.from_pretrained(check_folder(path, config), **_access(config))
+    inner = settings.get_text_config(decoder=True)
+    for limit in (getattr(inner, "max_position_embeddings", None), tokenizer.model_max_length):
+        if isinstance(limit, int) and 0 < limit < _NO_LIMIT:
+            return limit
+    raise ModelError(
+        f"neither config.json nor the tokenizer in {str(path)!r} names a context length; set max_position_embeddings in "
+        "config.json or model_max_length in tokenizer_config.json"
+    )
+
+
 def has_chat_template(folder: Path) -> bool:
     """Whether a model folder's files hold a chat template. Raises ModelError when they cannot be read. Loads nothing."""
     if (folder / "chat_template.jinja").is_file():
@@ -163,7 +181,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return value
 
 
-def _check_folder(path: str | Path, config: Config) -> str:
+def check_folder(path: str | Path, config: Config) -> str:
     """What Transformers shall load. Raises ModelError for something that is no folder, unless it may be downloaded."""
     folder = resolve_model_path(str(path))
     if not Path(folder).is_dir() and not config.model.allow_download:

@@ -146,6 +146,11 @@ class OpenAIEngine(Engine):
                 raise EngineError(
                     f"request {request.id!r} is {kind}, which endpoints.{self._name}.api={self._endpoint.api} does not take"
                 )
+            if sampling.ignore_eos:
+                raise EngineError(
+                    f"request {request.id!r} goes on past end tokens (ignore_eos), which the API cannot be asked for; endpoint "
+                    f"{self._name!r} ends replies where its model does"
+                )
             if len(sampling.stop) > MAX_STOPS or sampling.top_k:
                 raise EngineError(
                     f"request {request.id!r} has {len(sampling.stop)} stop strings and top_k={sampling.top_k}; "
@@ -251,7 +256,7 @@ class OpenAIEngine(Engine):
         return Generation(request.id, "", None, 0, "error", problem)
 
     def _body(self, request: Request) -> dict[str, Any]:
-        """The request as the API wants it. A judge that reads log-probabilities would ask for them here."""
+        """The request as the API wants it."""
         sampling, endpoint = request.sampling, self._endpoint
         body: dict[str, Any] = {"model": endpoint.model, "temperature": sampling.temperature, "top_p": sampling.top_p}
         if isinstance(request.prompt, str):
@@ -261,6 +266,9 @@ class OpenAIEngine(Engine):
             body[endpoint.max_tokens_name] = sampling.max_tokens
         if sampling.stop:
             body["stop"] = list(sampling.stop)
+        if sampling.logprobs:
+            # The older API wants to know how many alternatives; with 0 some servers send nothing.
+            body["logprobs"] = 1 if isinstance(request.prompt, str) else True
         if endpoint.send_seed:
             body["seed"] = request.seed % 2**_SEED_BITS
         return body

@@ -4,9 +4,11 @@ from pathlib import Path
 
 from selfreward.config import MAX_STOPS, POLICY, SCRIPTED_PREFIX, Config, EndpointConfig, endpoint_name
 from selfreward.engines import ROLE_PREFIXES, SCORES_CHOICES
-from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, resolve_model_path
+from selfreward.engines.adapters import is_adapter, read_adapter
+from selfreward.engines.loading import EMBEDDED, OWN_TEMPLATE, has_chat_template, resolve_model_path
 from selfreward.engines.openai import need_package, read_key
 from selfreward.engines.scripted import ScriptedEngine
+from selfreward.engines.vllm import need_package as need_vllm
 from selfreward.errors import ConfigError
 from selfreward.preflight.findings import Findings
 from selfreward.preflight.folders import ModelFolder, look_at, template_problem
@@ -86,6 +88,9 @@ def check_script(name: str, setting: str) -> str:
 
 def check_model(config: Config, setting: str, path: str, needs_chat: bool, findings: Findings) -> ModelFolder | None:
     """A local folder must hold what loading needs; a hub id needs permission to download. None: there is no folder to read."""
+    if config.engine.name == "vllm":
+        with findings.part():
+            need_vllm()
     if path == EMBEDDED:
         with findings.part():
             found = look_at(Path(resolve_model_path(path)))
@@ -104,6 +109,12 @@ def check_model(config: Config, setting: str, path: str, needs_chat: bool, findi
                 )
             )
         return None
+    note = ""
+    if config.engine.name == "vllm" and setting != START and is_adapter(folder):
+        base = _adapter_base(config, folder, findings)
+        if base is None:
+            return None
+        folder, note = base, f", adapter of {base}"
     found = look_at(folder, config.model.trust_remote_code)
     what = f"{setting}={path!r}"
     for problem in found.problems:
@@ -113,11 +124,21 @@ def check_model(config: Config, setting: str, path: str, needs_chat: bool, findi
     for remark in found.remarks:
         findings.warn(f"{what} {remark}")
     # A tokenizer class that the folder ships may bring a template of its own.
-    lacks = needs_chat and not config.model.trust_remote_code and not found.has_template
+    has_template = found.has_template or (Path(path) != folder and has_chat_template(Path(path)))
+    lacks = needs_chat and not config.model.trust_remote_code and not has_template
     with findings.part():
-        note = _without_template(config, setting, path) if lacks else ""
+        note += _without_template(config, setting, path) if lacks else ""
         findings.line(f"{setting}: {path} ({found.kind}){note}")
     return found
+
+
+def _adapter_base(config: Config, folder: Path, findings: Findings) -> Path | None:
+    """The folder of the model that an adapter changes; None where there is none to look at: a hub id, or a problem."""
+    with findings.part():
+        adapter = read_adapter(folder, config)
+        if adapter is not None and Path(adapter.base).is_dir():
+            return Path(adapter.base)
+    return None
 
 
 def _without_template(config: Config, setting: str, path: str) -> str:
@@ -206,7 +227,7 @@ def _compare_context(config: Config, context: int, findings: Findings) -> None:
                 f"{name}.max_length={options.max_length} is above the context of {START}, {context} tokens; longer examples "
                 "are dropped as too_long"
             )
-    if config.engine.name == "hf":
+    if config.engine.name != "scripted":
         roles = {"propose": config.propose.model} if config.propose.source == "self-instruct" else {}
         roles |= {f"judge {place}": seat.model for place, seat in enumerate(config.judge.members)}
         asked = {"sample", *(role.split()[0] for role, model in roles.items() if model == POLICY)}

@@ -7,6 +7,7 @@ from typing import Any
 
 from selfreward.artifacts import Artifact, RunDir, hash_file, hash_model, read_json
 from selfreward.config import FIRST, POLICY, SCRIPTED_PREFIX, Config, EndpointConfig, endpoint_name
+from selfreward.engines.adapters import base_of, is_adapter
 from selfreward.engines.loading import resolve_model_path
 
 
@@ -44,9 +45,13 @@ def frozen_player(setting: str, config: Config) -> Player:
 
 
 def weights_of(path: str, look: Callable[[], None] = lambda: None) -> str:
-    """What identifies a model's weights: the hash of its folder; a hub id not on this disk yet stands for itself. `look` is
-    called now and then while a large folder is read."""
-    return hash_model(path, look) if Path(path).is_dir() else path
+    """What identifies a model's weights: the hash of its folder, and for an adapter that of its base model too; a hub id not on
+    this disk yet stands for itself. `look` is called now and then while a large folder is read."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    own = hash_model(path, look)
+    return f"{own}+{weights_of(base_of(folder), look)}" if is_adapter(folder) else own
 
 
 def model_name(model: Artifact) -> str:
