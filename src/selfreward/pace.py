@@ -76,4 +76,6 @@ class Pace:
         left = self._total - self._found - self._fresh
         # The open piece is not over before it is: with what follows it, the time stands still where it takes long.
         seconds = max(left / rate - (now - end), (left - self._piece) / rate)
-        return Remaining(seconds, False) if seconds > 0 or left <= 0 else None
+        if left <= 0:
+            return Remaining(0.0, False)
+        return Remaining(seconds, False) if seconds > 0 else None

@@ -70,7 +70,7 @@ def ask(run: Run, stop_after: int | None = None, asked: list[int] | None = None)
                 if len(asked) == stop_after:
                     raise KeyboardInterrupt
                 asked.append(len(chunk))
-            stage.add_tokens(len(chunk), 10 * len(chunk))
+            stage.spent.add_tokens(len(chunk), 10 * len(chunk))
             return list(chunk)
 
         stage.write_rows("answers", stage.chunks("answers", PROMPTS, 4, answer, Prompt))
@@ -115,7 +115,9 @@ def test_a_damaged_part_is_kept_as_long_as_its_stage_is_not_done(stages: Stages,
     with pytest.raises(KeyboardInterrupt), run:
         ask(run, 1, [])
     assert first.with_name(first.name + ".damaged").read_bytes() == damaged
-    assert first.is_file()
+    # What a part's work took is stored with it, so that the same rows, made again, have another name.
+    (again,) = stopped.glob(f"{first.stem.rpartition('-')[0]}-*.parquet")
+    assert again.is_file()
     assert second.is_file()
     stages.close()
     asked: list[int] = []
