@@ -4,8 +4,8 @@ Nothing else is forgiven than what tells when and where work was done:
 
 - run.log: a diary; it is not compared.
 - environment.json: without `commit`, which changes while somebody works on the code. `record.json`: without `started`,
-  `seconds` and `commit`. `summary.json`: without `seconds`, wherever it stands.
-- report.html: without dates, durations and commits in its text.
+  `commit`, seconds and peaks of memory; tokens are compared. `summary.json`: without seconds, rates and peaks, anywhere.
+- report.html: without dates, durations and commits in its text, and without the table of costs (summary.json has its tokens).
 
 Everything else is compared byte by byte: weights, tokenizers, Parquet tables, loss curves, figures, config.json. A file that
 only one of the two has is a difference, whatever its name, so leftovers of a killed process are differences too.
@@ -22,9 +22,14 @@ import pyarrow.parquet as pq
 
 RECORD, LOG = "record.json", "run.log"
 TEMPORARY_PREFIX = ".tmp-"
-FORGIVEN = {"record.json": ("started", "seconds", "commit"), "environment.json": ("commit",), "summary.json": ("seconds",)}
+SPENT = (
+    "seconds", "prefill_seconds", "decode_seconds", "engine_seconds", "training_seconds",
+    "rate", "peak_rss_bytes", "peak_gpu_bytes", "peak_of",
+)  # fmt: skip
+FORGIVEN = {"record.json": ("started", "commit", *SPENT), "environment.json": ("commit",), "summary.json": SPENT}
 """File name -> fields that may differ, at any depth."""
 MOMENTS_IN_TEXT = re.compile(
+    r"(?s:<h3 id=\"cost\">.*?</table>)|"
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC|\b\d+\.\d s\b|\b\d+ min \d\d s\b|\b\d+ h \d\d min\b|\b[0-9a-f]{40}(\+changes)?\b"
 )
 

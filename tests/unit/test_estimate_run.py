@@ -90,7 +90,7 @@ def test_a_rehearsal_grows_until_it_is_a_batch_or_its_time_is_used(make_config):
         cut = rehearse_replies(engine, shapes, "judge", 3, (24, 60), seconds=0.0)
     assert (whole.rows, whole.is_cut) == (24, False)
     assert (cut.rows, cut.is_cut) == (8, True)
-    assert whole.read_share == pytest.approx(1 / 3, rel=0.4), "three votes share a prompt"
+    assert 1 / 24 < whole.read_share < 1 / 3, "three votes share a prompt, and all prompts their rubric"
     assert whole.seconds_read > 0 < whole.seconds_written
 
 
