@@ -225,3 +225,15 @@ def test_an_unknown_task_is_named(tmp_path: Path, tiny_model_dir: Path, days: Pa
     with pytest.raises(UsageError, match=r"has no task 'dayz'; similar: .*days") as caught:
         run_tasks(options, default_config("tasks"), NullProgress())
     assert "\n" not in str(caught.value)
+
+
+@needs_harness
+def test_data_that_cannot_be_had_says_what_to_do(tmp_path: Path, tiny_model_dir: Path, days: Path) -> None:
+    text = (
+        (days / "days.yaml").read_text().replace("task: days", "task: far").replace("path: json", "path: nobody/no-such-data")
+    )
+    (days / "far.yaml").write_text("\n".join(line for line in text.splitlines() if "dataset_kwargs" not in line))
+    options = TaskOptions(tasks=("far",), model=str(tiny_model_dir), out=tmp_path / "out", include=days)
+    with pytest.raises(EngineError, match=r"task 'far': .*no-such-data.*or name a task over local files") as caught:
+        run_tasks(options, default_config("tasks"), NullProgress())
+    assert "\n" not in str(caught.value)
