@@ -206,7 +206,8 @@ def test_all_models_of_a_run(tmp_path: Path, tiny_model_dir: Path, days: Path) -
     document = json.loads(done.stdout[done.stdout.index("{") :])
     assert list(document["models"]) == ["sft", "m1", "m2"]
     share = share_right(tiny_model_dir)
-    assert {result["value"] for results in document["models"].values() for result in results.values()} == {pytest.approx(share)}
+    values = [result["value"] for results in document["models"].values() for result in results.values()]
+    assert values == [pytest.approx(share)] * 6
     assert [(row["task"], row["change"]) for row in document["tax"]] == [("days", 0), ("more_days", 0), ("mean of 2 tasks", 0)]
     evaluate_run(root, None, NullProgress())
     page = (root / "report.html").read_text()
@@ -222,5 +223,17 @@ def test_all_models_of_a_run(tmp_path: Path, tiny_model_dir: Path, days: Path) -
 def test_an_unknown_task_is_named(tmp_path: Path, tiny_model_dir: Path, days: Path) -> None:
     options = TaskOptions(tasks=("dayz",), model=str(tiny_model_dir), out=tmp_path / "out", include=days)
     with pytest.raises(UsageError, match=r"has no task 'dayz'; similar: .*days") as caught:
+        run_tasks(options, default_config("tasks"), NullProgress())
+    assert "\n" not in str(caught.value)
+
+
+@needs_harness
+def test_data_that_cannot_be_had_says_what_to_do(tmp_path: Path, tiny_model_dir: Path, days: Path) -> None:
+    text = (
+        (days / "days.yaml").read_text().replace("task: days", "task: far").replace("path: json", "path: nobody/no-such-data")
+    )
+    (days / "far.yaml").write_text("\n".join(line for line in text.splitlines() if "dataset_kwargs" not in line))
+    options = TaskOptions(tasks=("far",), model=str(tiny_model_dir), out=tmp_path / "out", include=days)
+    with pytest.raises(EngineError, match=r"task 'far': .*no-such-data.*or name a task over local files") as caught:
         run_tasks(options, default_config("tasks"), NullProgress())
     assert "\n" not in str(caught.value)

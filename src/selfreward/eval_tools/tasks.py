@@ -34,6 +34,7 @@ from selfreward.texts import one_line
 from selfreward.types import Counts
 
 NEED = "standard tasks need lm-evaluation-harness, which is not installed: pip install 'selfreward[lm-eval]'"
+NO_DATA = "; the task's data comes from the hub: let it be reached once (HF_HUB_OFFLINE=0), or name a task over local files"
 MAX_BATCH = 16
 """Questions at a time: `engine.batch_size` is for short answers, and a task's questions with examples can be long."""
 
@@ -152,7 +153,8 @@ def _evaluate(candidate: _Candidate, task: str, options: TaskOptions, harness: "
     except SelfRewardError:
         raise
     except Exception as error:
-        raise EngineError(f"lm-evaluation-harness, task {task!r}: {type(error).__name__}: {one_line(error)}") from error
+        hint = NO_DATA if isinstance(error, ConnectionError) else ""
+        raise EngineError(f"lm-evaluation-harness, task {task!r}: {type(error).__name__}: {one_line(error)}{hint}") from error
     if document is None:
         raise EngineError(f"lm-evaluation-harness returned nothing for task {task!r}")
     results = read_results(document, task)
