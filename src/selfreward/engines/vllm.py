@@ -60,8 +60,8 @@ class VllmEngine(Engine):
     """See the module."""
 
     def __init__(self, llm: Any, tokenizer: Any, context_length: int, adapter: Any, guard: Guard) -> None:
-        """`llm` is a `vllm.LLM` that takes token ids; `adapter` its request for a LoRA adapter, already loaded, or None; `guard`
-        watches its processes."""
+        """`llm` is a `vllm.LLM` that takes token ids; `adapter` its request for a LoRA adapter, already loaded, or None;
+        `guard` watches its processes."""
         self._llm: Any = llm
         self._tokenizer: Any = tokenizer
         self._context_length = context_length
