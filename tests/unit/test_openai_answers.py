@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from selfreward.engines._openai_answers import BadAnswerError, backoff, in_short, read_answer, request_error, retry_after
 from selfreward.types import Message, Request, Sampling
 
-REQUEST = Request("r", (Message("user", "hello"),), Sampling(9, stop=("END",)), 0)
+REQUEST = Request("r", (Message("user", "hello"),), Sampling(9, stop=("END",), logprobs=True), 0)
 APIS: tuple[Literal["chat", "completions"], ...] = ("chat", "completions")
 
 json_values = st.recursive(
@@ -25,6 +25,7 @@ fields = st.fixed_dictionaries(
         "text": json_values,
         "message": json_values | st.fixed_dictionaries({}, optional={"content": json_values, "refusal": json_values}),
         "finish_reason": st.sampled_from(["stop", "length", "content_filter"]) | json_values,
+        "logprobs": json_values | st.fixed_dictionaries({}, optional={"content": json_values, "token_logprobs": json_values}),
     },
 )
 answers = json_values | st.fixed_dictionaries(
