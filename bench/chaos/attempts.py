@@ -86,8 +86,9 @@ class Place:
                 kill_group(process)
 
     def printed(self) -> str:
-        """What the last process wrote to standard output."""
-        return (self.folder / "printed.txt").read_text(encoding="utf-8")
+        """What the last process wrote to standard output, without the line that tells the costs."""
+        text = (self.folder / "printed.txt").read_text(encoding="utf-8")
+        return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("cost: "))
 
     def errors(self) -> str:
         """The last line that the last process wrote to standard error."""
