@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_hf import ARCHITECTURES, GREEDY, WORDS, answers, chat, generated_by_hf, text_of, tiny_model, watched
+from test_engine_hf import ARCHITECTURES, GREEDY, SMALL, WORDS, answers, chat, generated_by_hf, text_of, tiny_model, watched
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfreward.chat import encode_prompt
 from selfreward.engines._cascade import Part, Rule, as_bias, look
+from selfreward.engines._cascade_memory import _passes
 from selfreward.engines.hf import HfEngine
 from selfreward.errors import EngineError
 from selfreward.types import Generation, Message, Request, Sampling
@@ -93,8 +95,8 @@ def test_a_memory_budget_decides_how_many_run(tiny_tokenizer: Any) -> None:
     requests = ragged(judge_prompts(4, 3), rows=3)
     free = HfEngine(model, tiny_tokenizer, batch_size=64)
     calm = answers(free, requests)
-    per_row = 4 * 4 * model.get_input_embeddings().num_embeddings
-    small = HfEngine(model, tiny_tokenizer, 64, memory_gb=6 * (per_row + 60 * free._parts.backend.bytes_per_token) / 2**30)
+    budget = 6 * (free._budget.row_bytes + 60 * free._budget.token_bytes)
+    small = HfEngine(model, tiny_tokenizer, 64, memory_gb=budget / 2**30)
     with watched(model) as passes:
         assert answers(small, requests) == calm
     most = max(rows for rows, width in passes if width == 1)
@@ -167,3 +169,74 @@ def test_parts_together_are_the_whole(softcap: float | None, queries: int) -> No
                 total += weights[-1]
             expected = sum(weight / total * values[0, head // 2, place] for place, weight in enumerate(weights))
             assert torch.allclose(found[query, head], expected, atol=1e-5)
+
+
+def test_windows_that_an_attention_does_not_tell_are_not_shared(tiny_tokenizer: Any) -> None:
+    """Some families put their windows into the mask alone, which nobody makes here."""
+    settings = {
+        **SMALL,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+    }
+    config = AutoConfig.for_model(
+        "qwen2_moe", vocab_size=len(tiny_tokenizer), initializer_range=0.3, **SMALL, **experts,
+        use_sliding_window=True, sliding_window=16, max_window_layers=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    engine = HfEngine(model, tiny_tokenizer, batch_size=8)
+    assert engine._parts.backend.problem is not None
+    for prompt in judge_prompts(1, 2):
+        reply = answers(engine, [Request("a", prompt, GREEDY, 0)])["a"]
+        assert reply.text == text_of(engine, generated_by_hf(engine, prompt, GREEDY.max_tokens))
+
+
+def test_stores_that_grew_stay_inside_the_budget(tiny_tokenizer: Any) -> None:
+    """Long prompts first, then many short ones: the places that the long ones made count for the short ones too."""
+    model = tiny_model("llama", tiny_tokenizer)
+    requests = [
+        Request(str(i), "sea " * (120 if i < 3 else 2) + f"{i}", Sampling(4, 1.0, ignore_eos=True), i) for i in range(60)
+    ]
+    free = HfEngine(model, tiny_tokenizer, batch_size=64)
+    longest = max(len(ids) for ids in tiny_tokenizer([r.prompt for r in requests], add_special_tokens=False)["input_ids"])
+    token, row = free._budget.token_bytes, free._budget.row_bytes
+    budget = 4 * (longest + 4) * token + 10 * row
+    small = HfEngine(model, tiny_tokenizer, 64, memory_gb=budget / 2**30)
+    kept: list[int] = []
+    assert len(_stores(small, requests, kept)) == 60
+    assert max(kept) <= budget
+    assert answers(small, requests) == answers(free, requests)
+
+
+def _stores(engine: HfEngine, requests: list[Request], kept: list[int]) -> list[str]:
+    """Answer, and note after each reply what the stores of the session in work take."""
+    seen = []
+    opened: list[Any] = []
+    backend, own_open = engine._parts.backend, engine._parts.backend.open
+    backend.open = lambda *args: opened.append(own_open(*args)) or opened[-1]  # type: ignore[method-assign]
+    for reply in engine.generate(requests):
+        seen.append(reply.request_id)
+        memory = opened[-1]
+        places = sum(store.num_items * store.num_places for store in (memory._prompts, memory._own))
+        kept.append(places * engine._budget.token_bytes)
+    backend.open = own_open  # type: ignore[method-assign]
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom", "lfm2"])
+def test_the_budget_counts_keys_and_values_of_every_kind_of_memory(kind: str, tiny_tokenizer: Any) -> None:
+    engine = HfEngine(tiny_model(kind, tiny_tokenizer), tiny_tokenizer, batch_size=8, memory_gb=1e-7)
+    assert engine._budget.token_bytes > 0
+    with pytest.raises(EngineError, match=r"engine\.memory_gb=1e-07 is too little"):
+        answers(engine, [Request("a", chat("sea"), GREEDY, 0)])
+    with pytest.raises(EngineError, match=r"engine\.memory_gb=1e-07 is too little"):
+        answers(engine, [Request("a", chat("sea"), Sampling(1), 0, choices=("1", "2"))])
+
+
+def test_one_long_prompt_does_not_pad_many_short_ones() -> None:
+    for begin, end in _passes([1500, *[2] * 250], 2048):
+        sizes = ([1500, *[2] * 250])[begin:end]
+        assert len(sizes) * max(sizes) <= 4 * 2048

@@ -1,6 +1,7 @@
 """How a model's memory is kept: `cascade`, where beginnings are shared, or `slots`, for models whose attention is their own.
 
-Which one serves is decided once, by running both ways of reading a few tokens: equal logits are the proof.
+Which one serves is decided once, by running both ways of reading a few tokens: equal logits are the proof. Tensor names end in
+their shape: B prompts, R rows, V vocabulary.
 """
 
 import inspect
@@ -12,7 +13,8 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from selfreward.engines._cache import can_use_slots
-from selfreward.engines._cascade_memory import Memory, Model
+from selfreward.engines._cascade_memory import Memory
+from selfreward.engines._cascade_store import Model
 from selfreward.engines._runner import PREFILL_TOKENS, SlotMemory, SlotRunner
 from selfreward.engines._tree import Job, Leaf
 from selfreward.errors import ModelError
@@ -47,6 +49,11 @@ class Session(Protocol):
         """Keep `len(index)` rows: new row i is old row `index[i]`."""
         ...
 
+    def num_kept(self, num_prompts: int, longest: int, num_rows: int, most_new: int) -> int:
+        """Tokens that there are places for once so many prompts, of up to `longest` tokens of their own, and rows of up to
+        `most_new` are in work."""
+        ...
+
     def read(self, leaves: Sequence[Leaf]) -> torch.Tensor:
         """Read prompts and forget them; logits of their next tokens, shape B, V."""
         ...
@@ -64,10 +71,11 @@ class Backend:
         self._slots = SlotRunner(model, pad_token_id, context_length)
         num_layers = len(DynamicCache(config=model.config).layers)
         self._model = Model(model, num_layers, context_length - 1, arguments)
-        self.bytes_per_token = 0
-        """Keys and values of one token in all layers."""
         self.problem = self._try_cascade(model)
         """Why beginnings cannot be shared; None where they are."""
+        with torch.inference_mode():
+            self.bytes_per_token = _bytes_per_token(model)
+        """Keys and values of one token in all layers."""
         if self.problem:
             _logger.warning("prompts of one call share nothing but equal prompts: %s (%s)", self.problem, type(model).__name__)
 
@@ -95,6 +103,8 @@ class Backend:
             except Exception as error:  # noqa: BLE001 - foreign code: each model fails in its own way; it is told
                 return f"attention in parts fails with {type(error).__name__}: {error}"
         limit = _TOLERANCE.get(wanted.dtype, _TOLERANCE_16) * max(1.0, wanted.abs().max().item())
+        if self._model.windows != (layers := _windows(model)):
+            return f"its layers see {sorted(set(map(str, layers.values())))} positions back, which its attention does not say"
         # Logits that are not finite are an error of their own, told where replies are drawn.
         if apart <= limit or not torch.isfinite(wanted).all():
             return None
@@ -106,10 +116,23 @@ class Backend:
         leaves = [Leaf(Job(tuple(prompt.tolist()[:-2]), nobody), 4, 6, 0) for prompt in prompts]
         memory = Memory(self._model, leaves[0].job.ids[:4], self._most_tokens, 2)
         memory.admit(leaves)
-        self.bytes_per_token = memory.bytes_per_token
         for place in (-2, -1):
             logits = memory.step(torch.stack([prompt[place] for prompt in prompts]))
         return logits
+
+
+def _windows(model: Any) -> dict[int, int | None]:
+    """Layer -> how many positions back it sees, as Transformers' own cache takes it from the config; None: all."""
+    layers = DynamicCache(config=model.config).layers
+    return {number: getattr(layer, "sliding_window", None) or None for number, layer in enumerate(layers)}
+
+
+def _bytes_per_token(model: Any) -> int:
+    """Bytes of one token's keys and values in all layers that keep some."""
+    cache, (prompt, _) = DynamicCache(config=model.config), _samples(model)
+    model(input_ids=prompt[None, :2], past_key_values=cache, use_cache=True)
+    kept = [states for layer in cache.layers for states in (getattr(layer, "keys", None), getattr(layer, "values", None))]
+    return sum(states.numel() * states.element_size() // 2 for states in kept if states is not None)
 
 
 def _samples(model: Any) -> list[torch.Tensor]:

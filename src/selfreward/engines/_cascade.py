@@ -6,7 +6,7 @@ attention do). So the keys of a shared beginning are read once for all sequences
 
 Registered with Transformers as the attention `selfreward_cascade`; a forward pass holds the new tokens of all sequences in one
 row, without padding. Tensor names end in their shape: N new tokens, G groups of a part, W tokens a group, H heads, K
-key-value heads, L keys, D head size.
+key-value heads, Q queries to a key-value head (its heads times W), L keys, D head size.
 """
 
 import math
@@ -27,6 +27,10 @@ _LOWEST = -1e30
 _LEAST = 1e-30
 """Stands for a sum of nothing where it is divided by."""
 _LN_2 = math.log(2)
+_KNOWN = frozenset(
+    {"scaling", "softcap", "sliding_window", "dropout", "position_ids", "is_causal", "use_cache", "output_attentions"}
+)
+"""Settings of an attention that are heeded here, or mean nothing without training, caches and masks."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,10 @@ def _attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **settings: Any
 ) -> tuple[torch.Tensor, None]:
     """What Transformers calls in each layer; shapes 1, heads, N, D. Returns shape 1, N, H, D."""
+    # What is not known here may change what attention means (sinks, biases): whoever tries it must hear of it.
+    strange = sorted(name for name, value in settings.items() if name not in _KNOWN and value is not None)
+    if strange:
+        raise NotImplementedError(f"attention with {', '.join(strange)}")
     scale = settings.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     rule = Rule(scale, settings.get("softcap"), settings.get("sliding_window"))
@@ -160,7 +168,7 @@ def _weigh(q_GKQD: torch.Tensor, part: Part, bias: torch.Tensor | None, rule: Ru
     if rule.softcap is None:
         products = ((q_GKQD * (rule.scale / _LN_2)) @ part.keys.transpose(-1, -2)).float()
     else:
-        products = torch.tanh((q_GKQD @ part.keys.transpose(-1, -2)).float() * (rule.scale / rule.softcap))
+        products = torch.tanh(((q_GKQD * (rule.scale / rule.softcap)) @ part.keys.transpose(-1, -2)).float())
         products *= rule.softcap / _LN_2
     if bias is not None:
         products += bias
@@ -168,8 +176,11 @@ def _weigh(q_GKQD: torch.Tensor, part: Part, bias: torch.Tensor | None, rule: Ru
     highest = products.amax(-1, keepdim=True).clamp_(min=_LOWEST)
     products.sub_(highest).exp2_()
     total = products.sum(-1, keepdim=True).clamp_(min=_LEAST)
-    output = products.to(part.values.dtype) @ part.values
-    return output.div_(total), (highest + total.log2()).squeeze(-1) * _LN_2
+    logs = (highest + total.log2()).squeeze(-1) * _LN_2
+    if part.values.dtype is torch.float32:
+        return (products @ part.values).div_(total), logs
+    # In 16 bits a sum over many keys may overflow before it is divided.
+    return products.div_(total).to(part.values.dtype) @ part.values, logs
 
 
 def as_bias(seen: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ import torch
 from selfreward.chat import encode_continuations
 from selfreward.engines._backends import Session
 from selfreward.engines._decoder import Clock, Parts
-from selfreward.engines._memory import Fitting
+from selfreward.engines._memory import Budget, Fitting
 from selfreward.engines._tree import Family, Job, Leaf, plan_families
 from selfreward.engines.base import is_same_word
 from selfreward.errors import EngineError
@@ -55,8 +55,8 @@ class _Plan:
 class ChoiceScorer:
     """Scores choices with one model."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, parts: Parts, budget: Budget) -> None:
+        self._parts, self._budget = parts, budget
         self._lengthening: torch.Tensor | None = None
 
     def pieces(self, requests: Sequence[Request]) -> tuple[list[Piece], list[Generation]]:
@@ -75,26 +75,28 @@ class ChoiceScorer:
         return pieces, refused
 
     def run(self, pieces: Sequence[Piece], fitting: Fitting, clock: Clock) -> Iterator[Generation]:
-        """Replies to requests with choices. A request's choices may lie in two batches, so all of a family are scored first."""
+        """Replies to requests with choices, each once all of its choices, which may lie in two batches, are scored."""
         for family in plan_families(pieces):
             waiting = deque(family.leaves)
             session: Session | None = None
-            scored: list[tuple[Piece, tuple[float, ...]]] = []
+            scored: dict[str, list[tuple[Piece, tuple[float, ...]]]] = {}
             while waiting:
-                session = session or self._open(family)
-                batch = _next_batch(waiting, fitting.most)
-                began, read = time.perf_counter(), session.num_read
-                values = fitting.attempt(self.score, session, batch)
-                if values is None:
+                batch = self._next_batch(waiting, fitting.most)
+                began, read = time.perf_counter(), session.num_read if session else 0
+                session = session or fitting.attempt(self._open, family)
+                values = fitting.attempt(self.score, session, batch) if session else None
+                if session is None or values is None:
                     session = None
                     waiting.extendleft(reversed(batch))
                     fitting.halve(sum(leaf.num_rows for leaf in batch), max(len(leaf.job.ids) for leaf in batch))
                     continue
-                scored += [(_piece(leaf), part) for leaf, part in zip(batch, values, strict=True)]
+                for leaf, part in zip(batch, values, strict=True):
+                    scored.setdefault(leaf.job.requests[0].id, []).append((_piece(leaf), part))
                 asked = sum(self._num_read(_piece(leaf)) for leaf in batch)
                 seconds = time.perf_counter() - began
                 clock.add(asked_tokens=asked, read_tokens=session.num_read - read, prefill_seconds=seconds)
-            yield from self._generations(scored)
+                whole = [name for name, parts in scored.items() if _is_whole(parts)]
+                yield from [self._generation(scored.pop(name)) for name in whole]
 
     @torch.inference_mode()
     def _open(self, family: Family) -> Session:
@@ -128,16 +130,38 @@ class ChoiceScorer:
         session.take([])
         return _cut(batch, total_R)
 
-    def _generations(self, scored: Sequence[tuple[Piece, tuple[float, ...]]]) -> Iterator[Generation]:
-        """The replies, once all pieces of the requests are scored."""
-        by_request: dict[str, list[tuple[Piece, tuple[float, ...]]]] = {}
-        for piece, values in scored:
-            by_request.setdefault(piece.requests[0].id, []).append((piece, values))
-        for request_id, parts in by_request.items():
-            parts.sort(key=lambda part: part[0].first)
-            values = tuple(value for _, part in parts for value in part)
-            read = sum(self._num_read(piece) for piece, _ in parts)
-            yield Generation(request_id, "", read, 0, "stop", choice_logprobs=values)
+    def _generation(self, parts: list[tuple[Piece, tuple[float, ...]]]) -> Generation:
+        """The reply, once all pieces of the request are scored."""
+        parts.sort(key=lambda part: part[0].first)
+        values = tuple(value for _, part in parts for value in part)
+        first, tails = parts[0][0], [tail for piece, _ in parts for tail in piece.tails]
+        read = self._num_read(replace(first, tails=tuple(tails)))
+        return Generation(first.requests[0].id, "", read, 0, "stop", choice_logprobs=values)
+
+    def _next_batch(self, waiting: "deque[Leaf]", most: int) -> list[Leaf]:
+        """Take leaves with at most `most` rows together, fewer where the budget allows no more; some of a leaf's rows where it
+        has more than that. Raises EngineError where the budget does not allow one row."""
+        batch: list[Leaf] = []
+        rows = longest = 0
+        most_new = max(len(tail) for leaf in waiting for tail in _piece(leaf).tails) + 1
+        while waiting and rows < most:
+            leaf = waiting[0]
+            longest = max(longest, len(leaf.job.ids) - leaf.num_root)
+            fitting = min(leaf.num_rows, most - rows)
+            if fitting < leaf.num_rows and rows:
+                break
+            while fitting and not self._budget.allows((len(batch) + 1) * longest + (rows + fitting) * most_new, rows + fitting):
+                fitting = fitting - 1 if not rows else 0
+            if not fitting:
+                if not rows:
+                    raise self._budget.refuse(longest, most_new)
+                break
+            waiting.popleft()
+            if fitting < leaf.num_rows:
+                waiting.appendleft(leaf.rows(fitting, leaf.num_rows))
+            batch.append(leaf.rows(0, fitting) if fitting < leaf.num_rows else leaf)
+            rows += fitting
+        return batch
 
     def _num_read(self, piece: Piece) -> int:
         """Tokens that the model read for a piece: the last one of a choice only where it has to end."""
@@ -217,18 +241,6 @@ def _piece(leaf: Leaf) -> Piece:
     return leaf.job
 
 
-def _next_batch(waiting: "deque[Leaf]", most: int) -> list[Leaf]:
-    """Take leaves with at most `most` rows together, some of a leaf's rows where it has more than that."""
-    batch: list[Leaf] = []
-    free = most
-    while waiting and free:
-        leaf = waiting[0]
-        if leaf.num_rows > free and (batch or free < most):
-            break
-        waiting.popleft()
-        if leaf.num_rows > free:
-            waiting.appendleft(leaf.rows(free, leaf.num_rows))
-            leaf = leaf.rows(0, free)
-        batch.append(leaf)
-        free -= leaf.num_rows
-    return batch
+def _is_whole(parts: Sequence[tuple[Piece, tuple[float, ...]]]) -> bool:
+    """Whether all choices of a request are scored."""
+    return sum(len(values) for _, values in parts) == len(parts[0][0].requests[0].choices)

@@ -1,6 +1,8 @@
 """Replies of one family of prompts: rows advance a token at a time; those that have ended leave, waiting ones enter.
 
-A row's tokens depend on its prompt, its settings and its seed; its neighbours only move floating-point sums by their rounding.
+A row's tokens depend on its prompt, its settings and its seed; its neighbours only move floating-point sums by their rounding
+(models that scale positions by the longest sequence of a pass, dynamic and long RoPE, excepted). Tensor names end in their
+shape: R rows, V vocabulary.
 """
 
 import time
@@ -70,7 +72,8 @@ def decode_family(parts: Parts, family: Family, budget: Budget, fitting: Fitting
             waiting.extendleft(reversed(unfinished))
             fitting.halve(num_rows, longest)
             continue
-        if not batch.is_busy and not (waiting and parts.backend.can_join):
+        # Under a budget the stores of an empty batch, which never shrink, must not keep others out.
+        if not batch.is_busy and not (waiting and parts.backend.can_join and budget.num_bytes is None):
             batch = None
 
 
@@ -86,6 +89,7 @@ class _Batch:
         self._entering: list[Leaf] = []
         self._done: list[Generation] = []
         self._logits_RV: torch.Tensor | None = None
+        self._most_rows = 0
 
     @property
     def is_busy(self) -> bool:
@@ -148,8 +152,12 @@ class _Batch:
     def _may_enter(self, most: int) -> bool:
         if not self._rows:
             return True
-        free = most - len(self._rows)
-        return self._parts.backend.can_join and free >= max(1, most // REFILL_SHARE)
+        return self._parts.backend.can_join and self._has_room(len(self._rows), most)
+
+    def _has_room(self, num_rows: int, most: int) -> bool:
+        """Whether so many places are free that it pays to fill them; where memory allows fewer rows than `most`, of those."""
+        places = min(most, max(self._most_rows, 1))
+        return places - num_rows >= max(1, places // REFILL_SHARE)
 
     def _next(self, waiting: "deque[Leaf]", most: int) -> list[Leaf]:
         """Take from the waiting leaves what fits beside the rows in work, at least one row when there are none.
@@ -168,11 +176,13 @@ class _Batch:
             # A prompt's rows enter together, unless there are more of them than there are places at all.
             if fitting < leaf.num_rows and rows:
                 break
-            while fitting and not self._budget.allows(prompts + 1, longest, rows + fitting, most_new):
+            while fitting and not self._budget.allows(
+                self._num_kept(prompts + 1, longest, rows + fitting, most_new), rows + fitting
+            ):
                 fitting = fitting - 1 if not rows else 0
             if not fitting:
                 if not rows:
-                    raise self._budget.refuse(len(leaf.job.ids), most_new)
+                    raise self._budget.refuse(self._num_own(leaf), most_new)
                 break
             waiting.popleft()
             if fitting < leaf.num_rows:
@@ -180,6 +190,12 @@ class _Batch:
             taken.append(leaf.rows(0, fitting) if fitting < leaf.num_rows else leaf)
             prompts, rows = prompts + 1, rows + fitting
         return taken
+
+    def _num_kept(self, num_prompts: int, longest: int, num_rows: int, most_new: int) -> int:
+        if self._session is not None:
+            return self._session.num_kept(num_prompts, longest, num_rows, most_new)
+        prompts = num_prompts if self._parts.backend.can_join else num_rows
+        return prompts * longest + num_rows * most_new
 
     def _enter(self) -> None:
         """Read the entering prompts; their rows stand behind those in work."""
@@ -193,6 +209,7 @@ class _Batch:
         self._sampler.join([row.request for row in added], [row.limit for row in added])
         self._logits_RV = torch.cat([self._logits_RV, logits_RV]) if self._rows and self._logits_RV is not None else logits_RV
         self._rows += added
+        self._most_rows = max(self._most_rows, len(self._rows))
         self._leaf_of += [leaf for leaf in self._entering for _ in leaf.job.requests]
         asked = sum(len(leaf.job.ids) * leaf.num_rows for leaf in self._entering)
         self._entering = []
@@ -206,7 +223,7 @@ class _Batch:
         """Take rows that have ended out, once they are many or keep others waiting; the tokens of those that are left."""
         num_done = sum(row.is_done for row in self._rows)
         num_left = len(self._rows) - num_done
-        makes_room = is_waited_for and self._parts.backend.can_join and most - num_left >= max(1, most // REFILL_SHARE)
+        makes_room = is_waited_for and self._parts.backend.can_join and self._has_room(num_left, most)
         if not num_done or (num_left and num_done * COMPACT_SHARE <= len(self._rows) and not makes_room):
             return ids_R
         index = _compaction([row.is_done for row in self._rows])

@@ -18,31 +18,32 @@ from selfreward.errors import EngineError
 
 Result = TypeVar("Result")
 GIB = 2**30
+_SAID = ("not enough memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """`num_bytes`: most that rows in work may keep (None: no limit). `per_token`: keys and values of a token; `per_row`: what
-    a row takes besides, logits above all."""
+    """`num_bytes`: most that rows in work may keep (None: no limit); the root, which is there once, and what one pass takes for
+    itself do not count. `token_bytes`: keys and values of a token; `row_bytes`: what a row takes besides, logits above all."""
 
     num_bytes: float | None
-    per_token: int
-    per_row: int
+    token_bytes: int
+    row_bytes: int
 
-    def needs(self, num_prompts: int, longest: int, num_rows: int, most_new: int) -> int:
-        """Bytes that prompts, the longest of which has `longest` tokens of its own, and rows of up to `most_new` take."""
-        return (num_prompts * longest + num_rows * most_new) * self.per_token + num_rows * self.per_row
+    def needs(self, num_tokens: int, num_rows: int) -> int:
+        """Bytes that places for so many tokens and so many rows take."""
+        return num_tokens * self.token_bytes + num_rows * self.row_bytes
 
-    def allows(self, num_prompts: int, longest: int, num_rows: int, most_new: int) -> bool:
+    def allows(self, num_tokens: int, num_rows: int) -> bool:
         """Whether they may be in work at a time."""
-        return self.num_bytes is None or self.needs(num_prompts, longest, num_rows, most_new) <= self.num_bytes
+        return self.num_bytes is None or self.needs(num_tokens, num_rows) <= self.num_bytes
 
     def refuse(self, longest: int, most_new: int) -> EngineError:
-        """The error for a prompt of which not even one row is allowed."""
+        """The error for a prompt, `longest` tokens of which are its own, of which not even one row is allowed."""
         assert self.num_bytes is not None, "without a limit everything is allowed"
         return EngineError(
             f"engine.memory_gb={self.num_bytes / GIB:g} is too little for 1 reply of up to {most_new} tokens to a prompt of "
-            f"{longest}: it takes {self.needs(1, longest, 1, most_new) / GIB:.2g} GiB; raise it, or lower the role's max_tokens"
+            f"{longest}: it takes {self.needs(longest + most_new, 1) / GIB:.2g} GiB; raise it, or lower the role's max_tokens"
         )
 
 
@@ -81,4 +82,4 @@ def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """PyTorch has a class for a full GPU, but for a full main memory only a message."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return "not enough memory" in str(error) or "allocate memory" in str(error)
+    return any(words in str(error) for words in _SAID)

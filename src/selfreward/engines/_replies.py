@@ -80,20 +80,22 @@ class Reply:
         if len(self.ids) >= self.limit or (token in self._reader.stop_ids and not self.request.sampling.ignore_eos):
             self.is_done = True
         elif stop and self._reader.may_complete(token, stop):
-            self.is_done = cut_at_stop(self._read(self.ids), stop)[1]
+            self.is_done = cut_at_stop(self._text(self.ids, False), stop)[1]
 
     def generation(self) -> Generation:
         """The finished reply. `num_tokens` counts all tokens made, also the end token and those of a stop string."""
         assert self.is_done, f"request {self.request.id!r} is not done"
         has_ended = self.ids[-1] in self._reader.stop_ids and not self.request.sampling.ignore_eos
         ids = self.ids[:-1] if has_ended else self.ids
-        # Behind a prefix the reply has begun: the white space before its text is not the template's.
-        is_whole = not isinstance(self.request.prompt, str) and not self._prefix_ids
-        text = self._reader.answer(ids, has_ended) if is_whole else self._read(ids)
-        text, is_cut = cut_at_stop(text, self.request.sampling.stop)
+        text, is_cut = cut_at_stop(self._text(ids, has_ended), self.request.sampling.stop)
         reason: FinishReason = "stop" if has_ended or is_cut else "length"
         logprobs = tuple(self.logprobs) if self.request.sampling.logprobs else None
         return Generation(self.request.id, text, self._num_prompt_tokens, len(self.ids), reason, token_logprobs=logprobs)
+
+    def _text(self, ids: Sequence[int], has_ended: bool) -> str:
+        # Behind a prefix the reply has begun: the white space before its text is not the template's.
+        is_whole = not isinstance(self.request.prompt, str) and not self._prefix_ids
+        return self._reader.answer(ids, has_ended) if is_whole else self._read(ids)
 
     def _read(self, ids: Sequence[int]) -> str:
         """The text of new tokens. Read behind the prefix's: what begins a text loses its space with some tokenizers."""

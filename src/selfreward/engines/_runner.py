@@ -69,6 +69,10 @@ class SlotMemory:
         else:
             self._batch = None
 
+    def num_kept(self, num_prompts: int, longest: int, num_rows: int, most_new: int) -> int:
+        """See Session; each row has its prompt of its own."""
+        return num_rows * (longest + most_new)
+
     def read(self, leaves: Sequence[Leaf]) -> torch.Tensor:
         """See Session."""
         self.num_read += sum(len(leaf.job.ids) for leaf in leaves)

@@ -1,7 +1,8 @@
 """Choosing next tokens for a batch of rows, each with its own settings and its own random numbers.
 
-Tensor names end in their shape: R rows, V vocabulary. A row's numbers come from a counter-based generator keyed by its seed
-alone: number t decides token t, whatever the row's neighbours are.
+Tensor names end in their shape: R rows, V vocabulary, T tokens of a reply, B blocks and K tokens of one, 1 and 4 columns.
+A row's numbers come from a counter-based generator keyed by its seed alone: number t decides token t, whatever the row's
+neighbours are.
 """
 
 from collections.abc import Sequence
@@ -104,12 +105,15 @@ def _draw(logits_RV: torch.Tensor, uniform_R1: torch.Tensor, filters: tuple[torc
 def _invert(mass_RV: torch.Tensor, uniform_R1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the running sum of each row first exceeds that share of its total, and how far inside that place, in [0, 1);
     both of shape R, 1. The place always has a mass of its own."""
+    if mass_RV.device.type != "cpu":
+        # A GPU adds a running sum up in blocks, which may round upwards where there is no mass; double sums hide it.
+        mass_RV, uniform_R1 = mass_RV.double(), uniform_R1.double()
     running_RV = mass_RV.cumsum(dim=-1)
     total_R1 = running_RV[:, -1:].contiguous()
     # uniform * total can round up to the total itself, which no place exceeds. Any other target is first exceeded at a
     # place with a mass of its own.
     target_R1 = torch.minimum(uniform_R1 * total_R1, torch.nextafter(total_R1, torch.zeros_like(total_R1)))
-    place_R1 = torch.searchsorted(running_RV, target_R1, right=True)
+    place_R1 = torch.searchsorted(running_RV, target_R1, right=True).clamp(max=mass_RV.shape[-1] - 1)
     own_R1 = mass_RV.gather(-1, place_R1)
     inside_R1 = (target_R1 - (running_RV.gather(-1, place_R1) - own_R1)) / own_R1
     return place_R1, inside_R1.clamp(0.0, 1.0)
@@ -148,7 +152,7 @@ def _cut(
     whole_R1 = of_k_R1 if total_R1 is None else torch.where(total_R1.isnan(), of_k_R1, total_R1)
     rank_V = torch.arange(size, device=sorted_RV.device)
     is_kept_RV = (mass_RV - sorted_RV < top_p_R1 * whole_R1) & (rank_V <= last_R1)
-    return sorted_RV.gather(-1, is_kept_RV.sum(dim=-1, keepdim=True) - 1)
+    return sorted_RV.gather(-1, is_kept_RV.sum(dim=-1, keepdim=True).clamp(min=1) - 1)
 
 
 def _largest(values_RV: torch.Tensor, count: int) -> torch.Tensor:

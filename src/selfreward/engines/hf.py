@@ -59,10 +59,10 @@ class HfEngine(Engine):
         backend = Backend(model, tokenizer.pad_token_id or 0, self._context_length)
         reader = Reader(tokenizer, stop_token_ids(tokenizer))
         self._parts: Parts | None = Parts(backend, reader, tokenizer, self._context_length, self._device)
-        self._scorer: ChoiceScorer | None = ChoiceScorer(self._parts)
         vocabulary = model.get_input_embeddings().num_embeddings
         num_bytes = None if memory_gb is None else memory_gb * GIB
         self._budget = Budget(num_bytes, backend.bytes_per_token, 4 * _LOGIT_COPIES * vocabulary)
+        self._scorer: ChoiceScorer | None = ChoiceScorer(self._parts, self._budget)
 
     @classmethod
     def open(cls, path: str, config: Config) -> "HfEngine":
