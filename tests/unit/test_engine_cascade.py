@@ -173,8 +173,7 @@ def test_parts_together_are_the_whole(softcap: float | None, queries: int) -> No
 
 def test_windows_that_an_attention_does_not_tell_are_not_shared(tiny_tokenizer: Any) -> None:
     """Some families put their windows into the mask alone, which nobody makes here."""
-    settings = {
-        **SMALL,
+    experts = {
         "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 16,
         "num_experts": 2,
