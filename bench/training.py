@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ SHAPES = {
 }
 """Random Llamas whose input and output embeddings are one."""
 VOCABULARY = 8000
-NUM_STEPS = {"demo": 8, "15M": 3, "90M": 1}
+NUM_STEPS = {"demo": 6, "15M": 2, "90M": 1}
 clock = time.perf_counter
 DEFAULTS, TUNED = "TRL, defaults", "TRL, tuned"
 
@@ -201,7 +202,7 @@ class _Timed(DPOTrainer):  # type: ignore[misc]
         return result
 
 
-def trls(task: str, start: Path, items: Sequence[Item], scratch: Path, tuned: bool) -> float:
+def trls(task: str, start: Path, items: Sequence[Item], scratch: Path, *, tuned: bool) -> float:
     """Seconds that TRL's own trainer takes for all steps."""
     settings: dict[str, Any] = {
         "output_dir": str(scratch), "learning_rate": RATE, "num_train_epochs": 1, "per_device_train_batch_size": BATCH,
@@ -239,17 +240,17 @@ def trls(task: str, start: Path, items: Sequence[Item], scratch: Path, tuned: bo
 
 def measure(task: str, kind: str, model: str, start: Path, num_steps: int) -> list[Row]:
     """Steps a second of all contestants, in turns."""
-    items = make_items(kind, BATCH * num_steps)
-    contestants: dict[str, Callable[[Path], float]] = {
-        "ours": lambda scratch: ours(task, start, items, scratch),
-        DEFAULTS: lambda scratch: trls(task, start, items, scratch, tuned=False),
-        TUNED: lambda scratch: trls(task, start, items, scratch, tuned=True),
+    contestants: dict[str, Callable[[Sequence[Item], Path], float]] = {
+        "ours": partial(ours, task, start),
+        DEFAULTS: partial(trls, task, start, tuned=False),
+        TUNED: partial(trls, task, start, tuned=True),
     }
+    items = make_items(kind, BATCH * num_steps)
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(NUM_ROUNDS + 1):  # the first one warms up
+    for turn in range(NUM_ROUNDS + 1):
         for name, run in contestants.items():
             with tempfile.TemporaryDirectory() as scratch:
-                seconds = run(Path(scratch))
+                seconds = run(items if turn else items[:BATCH], Path(scratch))  # the first turn warms up
             if turn:
                 times[name].append(seconds)
     rate = {name: num_steps / statistics.median(values) for name, values in times.items()}
@@ -266,8 +267,10 @@ def measure(task: str, kind: str, model: str, start: Path, num_steps: int) -> li
     ]
 
 
-def rows(models: Sequence[str] = ("demo", "15M"), quick: bool = False) -> list[Row]:
-    """All rows; `quick` takes fewer steps and leaves the long rows out."""
+def rows(
+    models: Sequence[str] = ("demo", "15M"), quick: bool = False, show: Callable[[Row], None] = lambda row: None
+) -> list[Row]:
+    """All rows; `quick` takes fewer steps and leaves the long rows out. `show` hears of each row when it is measured."""
     torch.set_num_threads(THREADS)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -279,16 +282,18 @@ def rows(models: Sequence[str] = ("demo", "15M"), quick: bool = False) -> list[R
             num_steps = max(1, math.ceil(NUM_STEPS[model] / 2)) if quick else NUM_STEPS[model]
             for task in ("dpo", "sft"):
                 for kind in ("short",) if quick else ("short", "long"):
-                    found += measure(task, kind, model, start, num_steps)
+                    for row in measure(task, kind, model, start, num_steps):
+                        found.append(row)
+                        show(row)
     return found
 
 
-def render(found: Sequence[Row]) -> str:
-    """A plain table."""
-    lines = [f"{'workload':32} {'model':6} {'ours':>9} {'peer':>9}  {'peer is':16} ratio   (steps a second)"]
-    for row in found:
-        lines.append(f"{row.workload:32} {row.model:6} {row.ours:9.2f} {row.peer:9.2f}  {row.peer_name:16} {row.ratio:.2f}x")
-    return "\n".join(lines)
+HEADER = f"{'workload':32} {'model':6} {'ours':>9} {'peer':>9}  {'peer is':16} ratio   (steps a second)"
+
+
+def render(row: Row) -> str:
+    """One line of the table."""
+    return f"{row.workload:32} {row.model:6} {row.ours:9.2f} {row.peer:9.2f}  {row.peer_name:16} {row.ratio:.2f}x"
 
 
 def main() -> None:
@@ -297,8 +302,8 @@ def main() -> None:
     parser.add_argument("--models", default="demo,15M")
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
-    found = rows(args.models.split(","), args.quick)
-    print(render(found))
+    print(HEADER, flush=True)
+    found = rows(args.models.split(","), args.quick, lambda row: print(render(row), flush=True))
     if args.results:
         update(args.results, found)
 
