@@ -1,6 +1,6 @@
 """How many optimizer steps a second DPO and SFT take, ours beside TRL's trainers, in one process and in turns.
 
-    python bench/training.py [--quick] [--models demo,15M] [--results bench/results.json]
+    python bench/training.py [--quick] [--models demo,15M] [--cpu-time] [--results bench/results.json]
 
 Data comes from the micro-world's generator: `short`, tasks with a right and a wrong answer (SFT: an answer) as the demo trains
 on; `long`, rows of several hundred tokens, as judging trains on. Lengths are ragged in both. The models are the demo's and
@@ -11,7 +11,8 @@ is TRL's `DPOTrainer` and `SFTTrainer` with the same rows, batch size, learning 
 else as TRL sets it. What happens once before the first step (loading, tokenising) is counted for neither. `TRL, tuned` is for
 information: no gradient checkpointing, the reference's log-probabilities taken once (counted), rows sorted by length. One
 epoch is the worst case for ours: the pass over the reference is not yet paid back. Each round runs every contestant once; the
-figures are medians of three rounds, and the ratio is the median of the rounds' ratios.
+figures are medians of three rounds, and the ratio is the median of the rounds' ratios. Two threads and wall time; with
+`--cpu-time` one thread and its CPU time, for a machine that does other work too.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,6 @@ from selfreward.training import SftExample, TrainContext, _trl
 from selfreward.training.common import encode_rows
 from selfreward.types import Message, PreferencePair
 
-THREADS = 2
 BATCH = 16
 RATE = 1e-4
 NUM_ROUNDS = 3
@@ -58,8 +59,18 @@ SHAPES = {
 }
 """Random Llamas whose input and output embeddings are one."""
 VOCABULARY = 8000
-NUM_STEPS = {"demo": 8, "15M": 3, "90M": 1}
-clock = time.perf_counter
+NUM_STEPS = {"demo": 6, "15M": 2, "90M": 1}
+
+
+@dataclass
+class Clock:
+    """What is measured, and with how many threads."""
+
+    now: Callable[[], float] = time.perf_counter
+    threads: int = 2
+
+
+CLOCK = Clock()
 DEFAULTS, TUNED = "TRL, defaults", "TRL, tuned"
 
 
@@ -128,7 +139,7 @@ def make_model(name: str, folder: Path) -> Path:
 def ours(task: str, start: Path, items: Sequence[Item], scratch: Path) -> float:
     """Seconds that our training takes, from the encoded rows to the last step."""
     progress = _ReferenceTime()
-    context = TrainContext(parse_config({"name": "bench", "engine": {"device": "cpu", "threads": THREADS}}), 0, progress)
+    context = TrainContext(parse_config({"name": "bench", "engine": {"device": "cpu", "threads": CLOCK.threads}}), 0, progress)
     settings: dict[str, Any] = {"learning_rate": RATE, "batch_size": BATCH, "micro_batch_size": BATCH, "max_length": 512}
     if task == "dpo":
         options: Any = DpoConfig(**settings)
@@ -169,10 +180,10 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
     seconds = 0.0
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds -= clock()
+        self.seconds -= CLOCK.now()
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds += clock()
+        self.seconds += CLOCK.now()
 
 
 class _ReferenceTime(NullProgress):
@@ -182,11 +193,11 @@ class _ReferenceTime(NullProgress):
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
-        start = clock()
+        start = CLOCK.now()
         with super().task(description, total) as advance:
             yield advance
         if description.startswith("reference"):
-            self.seconds += clock() - start
+            self.seconds += CLOCK.now() - start
 
 
 class _Timed(DPOTrainer):  # type: ignore[misc]
@@ -195,13 +206,13 @@ class _Timed(DPOTrainer):  # type: ignore[misc]
     seconds = 0.0
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
-        start = clock()
+        start = CLOCK.now()
         result = super().compute_ref_log_probs(model, inputs)
-        self.seconds += clock() - start
+        self.seconds += CLOCK.now() - start
         return result
 
 
-def trls(task: str, start: Path, items: Sequence[Item], scratch: Path, tuned: bool) -> float:
+def trls(task: str, start: Path, items: Sequence[Item], scratch: Path, *, tuned: bool) -> float:
     """Seconds that TRL's own trainer takes for all steps."""
     settings: dict[str, Any] = {
         "output_dir": str(scratch), "learning_rate": RATE, "num_train_epochs": 1, "per_device_train_batch_size": BATCH,
@@ -239,17 +250,17 @@ def trls(task: str, start: Path, items: Sequence[Item], scratch: Path, tuned: bo
 
 def measure(task: str, kind: str, model: str, start: Path, num_steps: int) -> list[Row]:
     """Steps a second of all contestants, in turns."""
-    items = make_items(kind, BATCH * num_steps)
-    contestants: dict[str, Callable[[Path], float]] = {
-        "ours": lambda scratch: ours(task, start, items, scratch),
-        DEFAULTS: lambda scratch: trls(task, start, items, scratch, tuned=False),
-        TUNED: lambda scratch: trls(task, start, items, scratch, tuned=True),
+    contestants: dict[str, Callable[[Sequence[Item], Path], float]] = {
+        "ours": partial(ours, task, start),
+        DEFAULTS: partial(trls, task, start, tuned=False),
+        TUNED: partial(trls, task, start, tuned=True),
     }
+    items = make_items(kind, BATCH * num_steps)
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(NUM_ROUNDS + 1):  # the first one warms up
+    for turn in range(NUM_ROUNDS + 1):
         for name, run in contestants.items():
             with tempfile.TemporaryDirectory() as scratch:
-                seconds = run(Path(scratch))
+                seconds = run(items if turn else items[:BATCH], Path(scratch))  # the first turn warms up
             if turn:
                 times[name].append(seconds)
     rate = {name: num_steps / statistics.median(values) for name, values in times.items()}
@@ -266,9 +277,11 @@ def measure(task: str, kind: str, model: str, start: Path, num_steps: int) -> li
     ]
 
 
-def rows(models: Sequence[str] = ("demo", "15M"), quick: bool = False) -> list[Row]:
-    """All rows; `quick` takes fewer steps and leaves the long rows out."""
-    torch.set_num_threads(THREADS)
+def rows(
+    models: Sequence[str] = ("demo", "15M"), quick: bool = False, show: Callable[[Row], None] = lambda row: None
+) -> list[Row]:
+    """All rows; `quick` takes fewer steps and leaves the long rows out. `show` hears of each row when it is measured."""
+    torch.set_num_threads(CLOCK.threads)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     datasets.disable_progress_bars()
@@ -279,16 +292,18 @@ def rows(models: Sequence[str] = ("demo", "15M"), quick: bool = False) -> list[R
             num_steps = max(1, math.ceil(NUM_STEPS[model] / 2)) if quick else NUM_STEPS[model]
             for task in ("dpo", "sft"):
                 for kind in ("short",) if quick else ("short", "long"):
-                    found += measure(task, kind, model, start, num_steps)
+                    for row in measure(task, kind, model, start, num_steps):
+                        found.append(row)
+                        show(row)
     return found
 
 
-def render(found: Sequence[Row]) -> str:
-    """A plain table."""
-    lines = [f"{'workload':32} {'model':6} {'ours':>9} {'peer':>9}  {'peer is':16} ratio   (steps a second)"]
-    for row in found:
-        lines.append(f"{row.workload:32} {row.model:6} {row.ours:9.2f} {row.peer:9.2f}  {row.peer_name:16} {row.ratio:.2f}x")
-    return "\n".join(lines)
+HEADER = f"{'workload':32} {'model':6} {'ours':>9} {'peer':>9}  {'peer is':16} ratio   (steps a second)"
+
+
+def render(row: Row) -> str:
+    """One line of the table."""
+    return f"{row.workload:32} {row.model:6} {row.ours:9.2f} {row.peer:9.2f}  {row.peer_name:16} {row.ratio:.2f}x"
 
 
 def main() -> None:
@@ -296,9 +311,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--models", default="demo,15M")
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
-    found = rows(args.models.split(","), args.quick)
-    print(render(found))
+    if args.cpu_time:
+        CLOCK.now, CLOCK.threads = time.process_time, 1
+    print(HEADER, flush=True)
+    found = rows(args.models.split(","), args.quick, lambda row: print(render(row), flush=True))
     if args.results:
         update(args.results, found)
 

@@ -21,7 +21,7 @@ class OptimConfig(Section):
     batch_size: int = Field(default=16, ge=1)
     """Examples (or pairs) an optimizer step."""
     micro_batch_size: int = Field(default=16, ge=1)
-    """Examples (or pairs) in one forward pass; `batch_size` must be a multiple of it."""
+    """Examples (or pairs) in one forward pass; `batch_size` must be a multiple of it. It decides memory and speed only."""
     max_length: int = Field(default=2048, ge=8)
     """Longest prompt + answer in tokens; longer ones are dropped and counted, never cut."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -1,7 +1,8 @@
 """The side of training that touches torch and TRL; imported by `train_sft` and `train_dpo` when they start.
 
-TRL's trainers are used as they are, with four things of ours around them: rows come tokenised, the order of the rows is
-ours, nothing is sent or written anywhere but the result, and what must hold (first DPO loss, finite numbers) is checked.
+TRL's trainers run the loop, with five things of ours around them: rows come tokenised, their order is ours, a step's loss is
+computed by `_trainers` and `_scoring`, nothing is sent or written anywhere but the result, and what must hold (first DPO loss,
+finite numbers) is checked.
 """
 
 import logging

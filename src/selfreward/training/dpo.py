@@ -3,9 +3,9 @@
 Start model + preference pairs -> a model folder. The reference is the start model itself, frozen: its log-probabilities
 are taken once, from the very weights that training starts with, before the first step. So the sigmoid part of the first
 loss must be ln 2; this is checked while training. With `nll_weight` above 0 the loss is the sigmoid part plus
-`nll_weight` times the mean negative log-likelihood of the chosen answers' tokens. That mean is over the tokens of a
-micro-batch (TRL's loss type `sft`), so a long chosen answer weighs more than a short one; Iterative RPO (arXiv
-2404.19733) takes it over each answer first.
+`nll_weight` times the mean negative log-likelihood of the chosen answers' tokens. That mean is over all these tokens of an
+optimizer step, so a long chosen answer weighs more than a short one; Iterative RPO (arXiv 2404.19733) takes it over each
+answer first.
 """
 
 from collections.abc import Sequence
