@@ -15,6 +15,7 @@ from selfreward.chat import (
     shows_system,
     stop_token_ids,
 )
+from selfreward.chat.encoding import encode_endings
 from selfreward.engines._replies import Reader, Reply
 from selfreward.errors import ModelError
 from selfreward.types import Message, Request, Sampling
@@ -220,6 +221,39 @@ def test_the_beginning_of_a_reply_is_what_training_shows(tokenizer: Any, answer:
     # What follows the answer in training may join its last token; the end token never stands in a beginning.
     assert begun[:-1] == [*prompt_ids, *answer_ids][: len(begun) - 1]
     assert not stop_token_ids(tokenizer).intersection(begun[len(prompt_ids) :])
+
+
+LONG = "Name three rivers in Europe. The Rhine, the Danube and the Elbe. Be brief. " * 8
+
+
+ENDINGS = ("", " hello", "  \n", ", so", "n", "<|im_end|> <end_of_turn> hello", "漢字 🙂 " * 30, "a" * 200)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_beginnings_encoded_together_are_those_encoded_alone(tokenizer: Any, ending: str) -> None:
+    texts = ["Score: ", *(f"Score: {score}" for score in (0, 4, 10, 100)), "", "\n", "x y"]
+    for prompt in (turns(LONG + ending), LONG + ending):
+        alone = [encode_continuations(tokenizer, prompt, [text])[0] for text in texts]
+        assert encode_continuations(tokenizer, prompt, texts) == alone
+
+
+def test_a_long_text_is_encoded_once(tokenizer: Any) -> None:
+    seen: list[str] = []
+
+    def encode(text: str) -> list[int]:
+        seen.append(text)
+        return as_ids(tokenizer, text)
+
+    endings = ["", "Score: 1", "Score: 2", "Score: 3"]
+    assert encode_endings(encode, LONG, endings) == [as_ids(tokenizer, LONG + ending) for ending in endings]
+    assert sum(map(len, seen)) < 1.7 * len(LONG)
+
+
+def test_where_the_seam_would_show_texts_are_encoded_whole() -> None:
+    def encode(text: str) -> list[int]:
+        return [len(text), *text.encode()]
+
+    assert encode_endings(encode, LONG, ["", "4"]) == [encode(LONG), encode(LONG + "4")]
 
 
 def test_control_tokens_in_the_beginning_of_a_reply_are_characters(kind: str, tokenizer: Any) -> None:

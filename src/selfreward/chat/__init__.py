@@ -11,7 +11,7 @@ Where it can open a thinking block (Qwen3), it is told not to: a reply is the an
 
 from collections.abc import Sequence
 
-from selfreward.chat.encoding import Tokenizer, bos, encode_data, encode_template, special_ids
+from selfreward.chat.encoding import Tokenizer, bos, encode_data, encode_endings, encode_template, special_ids
 from selfreward.chat.skeleton import Skeleton, answer_frame, render_turns, skeleton_of
 from selfreward.errors import ModelError
 from selfreward.types import Message, Role
@@ -45,8 +45,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message] | str) -> list
     gets a BOS where the tokenizer adds one by itself. Raises ModelError as `render` does.
     """
     if isinstance(prompt, str):
-        roles: tuple[Role, ...] = ("user",) if getattr(tokenizer, "chat_template", None) else ()
-        return bos(tokenizer) + encode_data(tokenizer, prompt, skeleton_of(tokenizer, roles, True).control)
+        return bos(tokenizer) + encode_data(tokenizer, prompt, _control_of_texts(tokenizer))
     skeleton, contents = _fill(tokenizer, prompt)
     whole = encode_template(tokenizer, skeleton.join(contents))
     if [token for token in whole if token in skeleton.control] == skeleton.written:
@@ -67,21 +66,23 @@ def encode_continuations(tokenizer: Tokenizer, prompt: Sequence[Message] | str, 
     `Score: 4`). Raises ModelError as `render` does.
     """
     if isinstance(prompt, str):
-        return [encode_prompt(tokenizer, prompt + text) for text in texts]
+        control = _control_of_texts(tokenizer)
+        first = bos(tokenizer)
+        return [first + ids for ids in encode_endings(lambda text: encode_data(tokenizer, text, control), prompt, texts)]
     prompt_ids = encode_prompt(tokenizer, prompt)
     skeleton, contents = _fill(tokenizer, prompt)
     frame = answer_frame(tokenizer)
     control = skeleton.control | frame.control
-    start = skeleton.join(contents)
 
-    def continued(text: str) -> list[int]:
-        whole = encode_template(tokenizer, start + text)
+    def continued(text: str, whole: list[int]) -> list[int]:
         behind = whole[len(prompt_ids) :]
         if whole[: len(prompt_ids)] == prompt_ids and control.isdisjoint(behind):
             return whole
         return prompt_ids + encode_data(tokenizer, text, control)
 
-    return [continued((frame.lead or "") + text) if text else list(prompt_ids) for text in texts]
+    begun = [(frame.lead or "") + text if text else "" for text in texts]
+    wholes = encode_endings(lambda text: encode_template(tokenizer, text), skeleton.join(contents), begun)
+    return [continued(text, whole) if text else list(prompt_ids) for text, whole in zip(begun, wholes, strict=True)]
 
 
 def encode_example(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
@@ -164,6 +165,12 @@ def _shown_turns(tokenizer: Tokenizer, messages: Sequence[Message]) -> Sequence[
         return messages
     system, user, *others = messages
     return [Message("user", f"{system.content}\n\n{user.content}"), *others]
+
+
+def _control_of_texts(tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that plain text must not bring."""
+    roles: tuple[Role, ...] = ("user",) if getattr(tokenizer, "chat_template", None) else ()
+    return skeleton_of(tokenizer, roles, True).control
 
 
 def _fill(tokenizer: Tokenizer, prompt: Sequence[Message]) -> tuple[Skeleton, list[str]]:

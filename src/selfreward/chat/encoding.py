@@ -1,10 +1,17 @@
 """Text to token ids, as a template's text or as data."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from selfreward.errors import ModelError
+
+_NEAR = 64
+"""Characters at the end of a text whose tokens may depend on what follows; far more than any tokenizer looks ahead."""
+_WORTH = 256
+"""Characters before a seam that are worth one."""
+_SEAM = re.compile(r"(?<=\w) (?=\w)")
+"""One space between two words: no tokenizer in use writes a token across the end of a word."""
 
 
 class Tokenizer(Protocol):
@@ -66,6 +73,24 @@ def encode_data(tokenizer: Tokenizer, text: str, control: frozenset[int]) -> lis
         bad = sorted(control.intersection(ids))
         raise ModelError(f"the tokenizer encodes plain text {text[:80]!r} with control tokens {bad}; use another tokenizer")
     return ids
+
+
+def encode_endings(encode: Callable[[str], list[int]], start: str, endings: Sequence[str]) -> list[list[int]]:
+    """`encode(start + ending)` for each ending; a long start is encoded once.
+
+    It is cut at a seam well before its end, and each ending is encoded behind what follows the seam alone. The whole text
+    with the first ending is encoded too: where its ids do not end with those of its part behind the seam, neither with the
+    space there nor without it (tokenizers may put one before every text), all of them are encoded whole.
+    """
+    first = encode(start + endings[0])
+    seams = [match.start() for match in _SEAM.finditer(start, max(len(start) - 2 * _WORTH, 0), max(len(start) - _NEAR, 0))]
+    if len(endings) > 1 and seams and seams[-1] >= _WORTH:
+        for near in (start[seams[-1] :], start[seams[-1] + 1 :]):
+            behind = encode(near + endings[0])
+            if first[-len(behind) :] == behind:
+                before = first[: -len(behind)]
+                return [first, *(before + encode(near + ending) for ending in endings[1:])]
+    return [first, *(encode(start + ending) for ending in endings[1:])]
 
 
 def bos(tokenizer: Tokenizer) -> list[int]:

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 
+from selfreward.engines._cache import FIRST_SLOTS
 from selfreward.engines._cascade import Grid, Part, Rule, as_bias, look
 from selfreward.engines._cascade_store import Model, Root, Store
 from selfreward.engines._tree import Leaf
 
-FIRST_SLOTS = 64
-"""Places for new tokens of a row at first; doubled when they are full, so that a high max_tokens costs nothing until used."""
 MOST_PADDED = 4
 """Places of a pass, padding included, for each token that it may have."""
 

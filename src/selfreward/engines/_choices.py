@@ -21,7 +21,7 @@ from selfreward.chat import encode_continuations
 from selfreward.engines._backends import Session
 from selfreward.engines._decoder import Clock, Parts
 from selfreward.engines._memory import Budget, Fitting
-from selfreward.engines._tree import Family, Job, Leaf, plan_families
+from selfreward.engines._tree import Family, Job, Leaf, num_common, plan_families
 from selfreward.engines.base import is_same_word
 from selfreward.errors import EngineError
 from selfreward.types import Generation, Request
@@ -187,9 +187,7 @@ def _plan(tokenizer: Any, request: Request) -> _Plan:
     """Tokens that prefix and all choices begin with, and each choice's own. Raises EngineError as `pieces` does."""
     texts = [request.reply_prefix, *(request.reply_prefix + choice for choice in request.choices)]
     encoded = encode_continuations(tokenizer, request.prompt, texts)
-    shared = 0
-    while all(len(ids) > shared and ids[shared] == encoded[0][shared] for ids in encoded):
-        shared += 1
+    shared = min(num_common(encoded[0], ids) for ids in encoded)
     if not shared:
         raise EngineError(f"request {request.id!r} has no tokens before its choices; there is nothing to continue")
     tails = tuple(tuple(ids[shared:]) for ids in encoded[1:])

@@ -9,12 +9,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
 
-from selfreward.chat import encode_prompt
 from selfreward.engines._backends import Backend, Session
 from selfreward.engines._memory import Budget, Fitting
 from selfreward.engines._replies import Reader, Reply
@@ -205,7 +203,11 @@ class _Batch:
             self._session = parts.backend.open(self._family.root, most_new)
         read = self._session.num_read if self._rows or self._logits_RV is not None else 0
         logits_RV = self._session.admit(self._entering)
-        added = [self._row(leaf, request) for leaf in self._entering for request in leaf.job.requests]
+        added = [
+            Reply.begin(request, leaf.job.ids, parts.context_length, parts.reader)
+            for leaf in self._entering
+            for request in leaf.job.requests
+        ]
         self._sampler.join([row.request for row in added], [row.limit for row in added])
         self._logits_RV = torch.cat([self._logits_RV, logits_RV]) if self._rows and self._logits_RV is not None else logits_RV
         self._rows += added
@@ -239,19 +241,8 @@ class _Batch:
         return len(leaf.job.ids) - (leaf.num_root if self._parts.backend.can_join else 0)
 
     def _most_new(self, leaf: Leaf) -> int:
-        return max(self._limit(leaf, request) for request in leaf.job.requests)
-
-    def _limit(self, leaf: Leaf, request: Request) -> int:
-        return min(request.sampling.max_tokens, self._parts.context_length - len(leaf.job.ids))
-
-    def _row(self, leaf: Leaf, request: Request) -> Reply:
-        """A reply that has not begun yet."""
-        ids, limit, parts = leaf.job.ids, self._limit(leaf, request), self._parts
-        if not request.reply_prefix:
-            return Reply(request, len(ids), limit, parts.reader)
-        prompt_ids = encode_prompt(parts.tokenizer, request.prompt)
-        num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, ids, strict=False)))
-        return Reply(request, len(ids), limit, parts.reader, ids[num_shared:])
+        most = max(request.sampling.max_tokens for request in leaf.job.requests)
+        return min(most, self._parts.context_length - len(leaf.job.ids))
 
 
 def _compaction(is_done: Sequence[bool]) -> list[int]:

@@ -1,9 +1,10 @@
 """A reply while it grows: when it ends, and what its text is."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
-from selfreward.chat import reply_margins, special_ids
+from selfreward.chat import encode_prompt, reply_margins, special_ids
 from selfreward.engines.base import cut_at_stop
 from selfreward.types import FinishReason, Generation, Request
 
@@ -23,13 +24,13 @@ class Reader:
         """`stop_ids` end a reply too, whatever they are."""
         self.stop_ids = stop_ids | special_ids(tokenizer)
         self._margins = reply_margins(tokenizer)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
 
     def read(self, ids: Sequence[int]) -> str:
         """The text of these tokens, nothing left out."""
         # The tokenizer's clean-up would rewrite text (" ." to "."), which then trains and scores as something else.
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def answer(self, ids: Sequence[int], has_ended: bool) -> str:
         """The text of a chat reply without the template's white space around it; `ids` without the end token."""
@@ -40,7 +41,7 @@ class Reader:
     def read_all(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """The text of each of many short token sequences; much faster than one by one."""
         return list(
-            self._tokenizer.batch_decode(
+            self.tokenizer.batch_decode(
                 [list(ids) for ids in sequences], skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         )
@@ -56,6 +57,17 @@ class Reader:
 
 class Reply:
     """One request's reply: takes tokens until it ends."""
+
+    @classmethod
+    def begin(cls, request: Request, ids: Sequence[int], context_length: int, reader: Reader) -> "Reply":
+        """A reply without a token yet. `ids` are the prompt's and the reply prefix's."""
+        limit = min(request.sampling.max_tokens, context_length - len(ids))
+        prefix_ids: Sequence[int] = ()
+        if request.reply_prefix:
+            prompt_ids = encode_prompt(reader.tokenizer, request.prompt)
+            num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, ids, strict=False)))
+            prefix_ids = ids[num_shared:]
+        return cls(request, len(ids), limit, reader, prefix_ids)
 
     def __init__(
         self, request: Request, num_prompt_tokens: int, limit: int, reader: Reader, prefix_ids: Sequence[int] = ()

@@ -110,7 +110,7 @@ class SlotRunner:
         slots = SlotCache(self._num_layers, len(source_R), num_slots, max_new)
         logits = []
         first_row = 0
-        for part in _passes(jobs, PREFILL_TOKENS[self._device.type]):
+        for part in _padded_passes(jobs, PREFILL_TOKENS[self._device.type]):
             prompts = PromptCache(self._num_layers)
             logits_BV = self._run_prompts(part, prompts)
             source_R = self._sources(part)
@@ -122,7 +122,7 @@ class SlotRunner:
     def read(self, jobs: Sequence[Job]) -> torch.Tensor:
         """Run every job's prompt once and keep no memory of it; the logits of each job's next token, shape B, V."""
         logits = []
-        for part in _passes(jobs, PREFILL_TOKENS[self._device.type]):
+        for part in _padded_passes(jobs, PREFILL_TOKENS[self._device.type]):
             cache = PromptCache(self._num_layers) if self._has_slots else DynamicCache(config=self._model.config)
             logits.append(self._run_prompts(part, cache))
         return torch.cat(logits)
@@ -163,7 +163,7 @@ class SlotRunner:
         return torch.tensor([number for number, job in enumerate(jobs) for _ in job.requests], device=self._device)
 
 
-def _passes(jobs: Sequence[Job], max_tokens: int) -> list[list[Job]]:
+def _padded_passes(jobs: Sequence[Job], max_tokens: int) -> list[list[Job]]:
     """Cut jobs, in order, into forward passes of at most `max_tokens` tokens, padding included."""
     passes: list[list[Job]] = []
     longest = 0

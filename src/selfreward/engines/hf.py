@@ -22,15 +22,13 @@ from selfreward.engines._memory import GIB, Budget, Fitting
 from selfreward.engines._replies import Reader
 from selfreward.engines._tree import Job, plan_families
 from selfreward.engines.base import Engine, Shortage, Usage, check_requests
-from selfreward.engines.loading import load_chat_model, pick_device
-from selfreward.errors import EngineError, ModelError
+from selfreward.engines.loading import context_length_of, load_chat_model, pick_device
+from selfreward.errors import EngineError
 from selfreward.types import Generation, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_NO_LIMIT = 2**31
-"""Tokenizers without a length limit say 10^30."""
 _LOGIT_COPIES = 4
 """How many numbers of 4 bytes a row takes for each token of the vocabulary, while one is drawn."""
 
@@ -55,7 +53,7 @@ class HfEngine(Engine):
         self._batch_size = batch_size
         self._shortages: list[Shortage] = []
         self._clock = Clock()
-        self._context_length = _context_length(model, tokenizer)
+        self._context_length = context_length_of(model.config, tokenizer)
         backend = Backend(model, tokenizer.pad_token_id or 0, self._context_length)
         reader = Reader(tokenizer, stop_token_ids(tokenizer))
         self._parts: Parts | None = Parts(backend, reader, tokenizer, self._context_length, self._device)
@@ -123,15 +121,3 @@ class HfEngine(Engine):
             else:
                 jobs.append(Job(tuple(ids), tuple(group)))
         return jobs, refused
-
-
-def _context_length(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Positions that the model was built for; where its config names none (relative positions), the tokenizer's limit."""
-    config = model.config.get_text_config(decoder=True)
-    for limit in (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length):
-        if isinstance(limit, int) and 0 < limit < _NO_LIMIT:
-            return limit
-    raise ModelError(
-        f"neither the config of the {config.model_type} model nor its tokenizer names a context length; "
-        "set max_position_embeddings in config.json or model_max_length in tokenizer_config.json"
-    )

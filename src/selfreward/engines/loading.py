@@ -16,7 +16,7 @@ from selfreward.errors import ConfigError, ModelError
 from selfreward.texts import one_line, shown
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "lab"
 """The `model.path` that means the micro-world's own model."""
@@ -149,14 +149,18 @@ def read_context_length(path: str | Path, config: Config, tokenizer: "PreTrained
     tokenizer's limit. Raises ModelError where neither names one."""
     from transformers import AutoConfig
 
-    settings = AutoConfig.from_pretrained(check_folder(path, config), **_access(config))
+    return context_length_of(AutoConfig.from_pretrained(check_folder(path, config), **_access(config)), tokenizer)
+
+
+def context_length_of(settings: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """As `read_context_length`, from a model's config."""
     inner = settings.get_text_config(decoder=True)
     for limit in (getattr(inner, "max_position_embeddings", None), tokenizer.model_max_length):
         if isinstance(limit, int) and 0 < limit < _NO_LIMIT:
             return limit
     raise ModelError(
-        f"neither config.json nor the tokenizer in {str(path)!r} names a context length; set max_position_embeddings in "
-        "config.json or model_max_length in tokenizer_config.json"
+        f"neither the config of the {inner.model_type} model nor its tokenizer names a context length; set "
+        "max_position_embeddings in config.json or model_max_length in tokenizer_config.json"
     )
 
 

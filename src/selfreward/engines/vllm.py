@@ -14,11 +14,11 @@ import importlib.util
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count, takewhile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from selfreward.chat import encode_continuations, encode_prompt, stop_token_ids
+from selfreward.chat import encode_continuations, stop_token_ids
 from selfreward.config import Config
 from selfreward.engines._replies import Reader, Reply
 from selfreward.engines._vllm_start import Guard, start, surroundings
@@ -67,9 +67,6 @@ class VllmEngine(Engine):
         self._context_length = context_length
         self._adapter = adapter
         self._reader = Reader(tokenizer, stop_token_ids(tokenizer))
-        # For replies that go on past control tokens: nothing but their length ends them.
-        self._deaf_reader = Reader(tokenizer, frozenset())
-        self._deaf_reader.stop_ids = frozenset()
         num_logits = llm.model_config.get_vocab_size()
         self._stop_ids = sorted(token for token in self._reader.stop_ids if token < num_logits)
         self._guard = guard
@@ -139,19 +136,9 @@ class VllmEngine(Engine):
             if len(ids) >= self._context_length:
                 refused.append(Generation(request.id, "", len(ids), 0, "error", "too_long"))
             else:
-                jobs.append(_Asked(ids, self._reply(request, ids)))
+                jobs.append(_Asked(ids, Reply.begin(request, ids, self._context_length, self._reader)))
         jobs.sort(key=lambda job: job.ids)
         return jobs, refused
-
-    def _reply(self, request: Request, ids: Sequence[int]) -> Reply:
-        """A reply that has not begun yet."""
-        limit = min(request.sampling.max_tokens, self._context_length - len(ids))
-        reader = self._deaf_reader if request.sampling.ignore_eos else self._reader
-        if not request.reply_prefix:
-            return Reply(request, len(ids), limit, reader)
-        prompt_ids = encode_prompt(self._tokenizer, request.prompt)
-        num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, ids, strict=False)))
-        return Reply(request, len(ids), limit, reader, ids[num_shared:])
 
     def _answer(self, jobs: Sequence[_Asked], refused: Sequence[Generation]) -> Iterator[Generation]:
         """Hand everything over, then take replies as they end. What is left when nobody wants more is given up."""
