@@ -11,7 +11,16 @@ Where it can open a thinking block (Qwen3), it is told not to: a reply is the an
 
 from collections.abc import Sequence
 
-from selfreward.chat.encoding import Tokenizer, bos, encode_data, encode_endings, encode_template, special_ids
+from selfreward.chat.encoding import (
+    Tokenizer,
+    bos,
+    encode_all_data,
+    encode_data,
+    encode_endings,
+    encode_template,
+    encode_templates,
+    special_ids,
+)
 from selfreward.chat.skeleton import Skeleton, answer_frame, render_turns, skeleton_of
 from selfreward.errors import ModelError
 from selfreward.types import Message, Role
@@ -68,7 +77,10 @@ def encode_continuations(tokenizer: Tokenizer, prompt: Sequence[Message] | str, 
     if isinstance(prompt, str):
         control = _control_of_texts(tokenizer)
         first = bos(tokenizer)
-        return [first + ids for ids in encode_endings(lambda text: encode_data(tokenizer, text, control), prompt, texts)]
+        return [
+            first + ids
+            for ids in encode_endings(lambda all_texts: encode_all_data(tokenizer, all_texts, control), prompt, texts)
+        ]
     prompt_ids = encode_prompt(tokenizer, prompt)
     skeleton, contents = _fill(tokenizer, prompt)
     frame = answer_frame(tokenizer)
@@ -81,7 +93,7 @@ def encode_continuations(tokenizer: Tokenizer, prompt: Sequence[Message] | str, 
         return prompt_ids + encode_data(tokenizer, text, control)
 
     begun = [(frame.lead or "") + text if text else "" for text in texts]
-    wholes = encode_endings(lambda text: encode_template(tokenizer, text), skeleton.join(contents), begun)
+    wholes = encode_endings(lambda all_texts: encode_templates(tokenizer, all_texts), skeleton.join(contents), begun)
     return [continued(text, whole) if text else list(prompt_ids) for text, whole in zip(begun, wholes, strict=True)]
 
 
