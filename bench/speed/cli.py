@@ -1,14 +1,15 @@
 """How fast the engine `hf` is beside what a user would pick instead: one table, each row measured in turns in one run.
 
     python bench/speed [--models demo,15M,90M] [--only judge,candidates,expected] [--peers generate,generate_batch]
-                       [--share 1.0] [--repeats 3] [--threads 2] [--quick] [--results bench/results.json]
+                       [--share PART] [--repeats 3] [--threads 2] [--quick] [--results bench/results.json]
     python bench/speed --scaling
     python bench/speed --peers vllm --vllm-python OTHER/bin/python
 
 Workloads and models: workloads.py, models.py. Peers, and how their best settings are found: peers.py. `unit` of the table is
 what is counted a second, new tokens or candidates; `ratio` divides medians; `limit` is how much of what the machine could do
-at best ours reaches (roofline.py). --share takes that part of the candidates and prompts, --quick sizes that mean nothing.
-Results are kept in --results; without it only in full runs, in bench/results.json.
+at best ours reaches (roofline.py). --share takes that part of the candidates and prompts (without it: all, of 90M a quarter,
+which the rows are named for: judge/4), --quick sizes that mean nothing. Rows are kept as they come in --results; without it in
+bench/results.json, unless --share or --quick is given.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from speed.workloads import QUICK, Sizes
 
 ONLY = ("judge", "candidates", "expected")
 PEERS = ("generate", "generate_batch", "vllm")
+DEFAULT_SHARES = {"90M": 0.25}
+"""Of models whose peers would take hours."""
 RESULTS = Path(__file__).parents[1] / "results.json"
 
 
@@ -36,22 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    sizes = QUICK if options.quick else Sizes().share(options.share)
     from speed.contest import BenchError
     from speed.scaling import judge_many
 
     try:
         if options.judge is not None:
-            print(judge_many(options.folder, options.judge, sizes))
+            print(judge_many(options.folder, options.judge, QUICK if options.quick else Sizes()))
             return 0
         with tempfile.TemporaryDirectory(prefix="selfreward-bench-") as folder:
-            rows = _scale(options, Path(folder)) if options.scaling else _compare(options, sizes, Path(folder))
+            (_scale if options.scaling else _compare)(options, Path(folder))
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    results = options.results or (None if options.quick or options.share != 1 else RESULTS)
-    if results is not None:
-        update(results, rows)
     return 0
 
 
@@ -63,7 +62,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_Names(ONLY), default=ONLY, help=f"some of {', '.join(ONLY)}")
     parser.add_argument("--peers", type=_Names(PEERS), default=PEERS[:2], help=f"some of {', '.join(PEERS)}")
     parser.add_argument("--vllm-python", help="the interpreter that has vLLM, for --peers vllm")
-    parser.add_argument("--share", type=float, default=1.0, help="part of the candidates and prompts")
+    parser.add_argument("--share", type=float, help="part of the candidates and prompts")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the median counts")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--batch-size", type=int, help="ours; default: engine.batch_size")
@@ -73,7 +72,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--judge", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if not 0 < options.share <= 1:
+    if options.share is not None and not 0 < options.share <= 1:
         parser.error(f"--share {options.share} must be above 0 and at most 1")
     if options.repeats < 1 or options.threads < 1:
         parser.error("--repeats and --threads must be at least 1")
@@ -96,7 +95,19 @@ class _Names:
         return names
 
 
-def _compare(options: argparse.Namespace, sizes: Sizes, folder: Path) -> list[Row]:
+def _keep(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    results = options.results or (None if options.quick or options.share is not None else RESULTS)
+    if results is not None:
+        update(results, rows)
+
+
+def _sizes(options: argparse.Namespace, model: str) -> Sizes:
+    if options.quick:
+        return QUICK
+    return Sizes().share(DEFAULT_SHARES.get(model, 1.0) if options.share is None else options.share)
+
+
+def _compare(options: argparse.Namespace, folder: Path) -> None:
     """The table of ours beside the peers."""
     from selfreward.config import EngineConfig
     from speed import table
@@ -112,18 +123,19 @@ def _compare(options: argparse.Namespace, sizes: Sizes, folder: Path) -> list[Ro
     )
     comparisons, machines = [], []
     for name in options.models:
-        match = Match(name, folder, sizes, settings, _tell)
+        match = Match(name, folder, _sizes(options, name), settings, _tell)
         for only in options.only:
-            comparisons += match.play(only)
+            found = match.play(only)
+            _keep(options, [item.row() for item in found])
+            comparisons += found
         machines += match.machines
         match.close()
     print(table.render(comparisons))
     print(f"\n{table.notes(comparisons)}\n")
     print("\n".join(textwrap.fill(line, table.WIDTH, subsequent_indent="  ") for line in machines))
-    return [item.row() for item in comparisons]
 
 
-def _scale(options: argparse.Namespace, folder: Path) -> list[Row]:
+def _scale(options: argparse.Namespace, folder: Path) -> None:
     """The table of sizes."""
     from speed import scaling
     from speed.models import write_model
@@ -134,7 +146,10 @@ def _scale(options: argparse.Namespace, folder: Path) -> list[Row]:
     points = scaling.run(model, numbers, options.threads, options.quick, _tell)
     print(scaling.render(points))
     last = points[-1]
-    return [Row(f"judge {last.num_candidates:,} (candidates/s)", name, last.num_candidates / last.seconds, None, None, None)]
+    _keep(
+        options,
+        [Row(f"judge {last.num_candidates:,} (candidates/s)", name, last.num_candidates / last.seconds, None, None, None)],
+    )
 
 
 def _tell(text: str) -> None:

@@ -113,7 +113,7 @@ class Match:
         unit, number = amount
         own_rates = rates(number, runs[ours.name])
         return Comparison(
-            workload=ours.workload.name,
+            workload=self._sizes.label(ours.workload.name),
             model=self._model,
             unit=unit,
             ours=own_rates,

@@ -22,7 +22,8 @@ FIRST_SEED = 1000
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large the workloads are. Ranges are inclusive; `rubric`, `own`, `prompt`, `vote` and `new` count tokens."""
+    """How large the workloads are, and which `part` of the whole that is. Ranges are inclusive; `rubric`, `own`, `prompt`,
+    `vote` and `new` count tokens."""
 
     num_judged: int = 64
     num_votes: int = 3
@@ -34,11 +35,16 @@ class Sizes:
     prompt: tuple[int, int] = (30, 200)
     new: tuple[int, int] = (8, 64)
     num_weighed: int = 1000
+    part: float = 1.0
 
     def share(self, part: float) -> "Sizes":
         """Fewer candidates and prompts, of the same lengths."""
         fewer = {name: max(1, round(part * getattr(self, name))) for name in ("num_judged", "num_prompts", "num_weighed")}
-        return replace(self, **fewer)
+        return replace(self, **fewer, part=part)
+
+    def label(self, workload: str) -> str:
+        """The workload's name in tables: a quarter of `judge` is `judge/4`."""
+        return workload if self.part == 1 else f"{workload}/{1 / self.part:.3g}"
 
 
 QUICK = Sizes(
