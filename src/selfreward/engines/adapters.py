@@ -35,8 +35,8 @@ def is_adapter(folder: Path) -> bool:
 
 
 def read_adapter(folder: Path, config: Config) -> Adapter | None:
-    """The adapter of a folder; None where it holds none. Raises ModelError for one that cannot be served: no LoRA, one with more
-    than rank and alpha for all of its layers, weights that are no safetensors, a base model that is not there."""
+    """The adapter of a folder; None where it holds none. Raises ModelError for one that cannot be served: no LoRA, more than
+    a rank and an alpha for all of its layers, weights that are no safetensors, a base model that is not there."""
     if not is_adapter(folder):
         return None
     where, settings = f"the adapter in {str(folder)!r}", read_settings(folder / SETTINGS)
