@@ -15,7 +15,7 @@ _NOT_SERVED = (
 )  # fmt: skip
 """Settings that the engine does not serve. It would pass over the first three, and answer with other weights than were trained;
 the others fail when the model is opened, which may be hours into a run."""
-_UNSET = (None, False, "none", [], {})
+_UNSET: tuple[object, ...] = (None, False, "none", [], {})
 
 
 @dataclass(frozen=True, slots=True)
