@@ -29,6 +29,10 @@ class Steps(Protocol):
         """So many items need no work: an earlier attempt finished them. They say nothing about the pace."""
         ...
 
+    def warm(self, count: int) -> None:
+        """So many items are finished, slower than the others will be: they say nothing about the pace either."""
+        ...
+
     def within(self, count: float) -> None:
         """Of what the next call will tell, about so much is there."""
         ...
@@ -53,6 +57,9 @@ class _NoSteps:
         """Nothing."""
 
     def found(self, count: int) -> None:
+        """Nothing."""
+
+    def warm(self, count: int) -> None:
         """Nothing."""
 
     def within(self, count: float) -> None:
@@ -126,8 +133,8 @@ class RichProgress:
 class Watched:
     """A progress that names the stage before each task and measures how long its tasks are open.
 
-    For trainings, which know nothing of stages. What a task's first call tells is not taken for its pace: either an earlier
-    attempt had done it, or it is the first step, which is slower than the others.
+    For trainings, which know nothing of stages. A task's first step is slower than the others and not taken for its
+    pace; nor is what an earlier attempt had done, which the training tells as found.
     """
 
     def __init__(self, progress: Progress, name: str) -> None:
@@ -140,7 +147,7 @@ class Watched:
         started = time.perf_counter()
         try:
             with self._progress.task(f"{self._name}: {description}", total) as steps:
-                yield _FirstFound(steps)
+                yield _FirstWarm(steps)
         finally:
             self.seconds += time.perf_counter() - started
 
@@ -149,15 +156,15 @@ class Watched:
         self._progress.say(f"{self._name}: {text}")
 
 
-class _FirstFound:
-    """Steps whose first call counts as found."""
+class _FirstWarm:
+    """Steps whose first call warms up."""
 
     def __init__(self, steps: Steps) -> None:
         self._steps, self._is_first = steps, True
-        self.found, self.within = steps.found, steps.within
+        self.found, self.warm, self.within = steps.found, steps.warm, steps.within
 
     def __call__(self, count: int) -> None:
-        (self.found if self._is_first else self._steps)(count)
+        (self.warm if self._is_first else self._steps)(count)
         self._is_first = False
 
 
@@ -174,6 +181,9 @@ class _Shown:
 
     def found(self, count: int) -> None:
         self.num_found += count
+        self.warm(count)
+
+    def warm(self, count: int) -> None:
         self._pace.found(count, self._clock())
         self._show()
 

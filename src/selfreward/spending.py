@@ -15,12 +15,13 @@ UNTOLD = "replies_without_token_counts"
 SHORTAGES = "out_of_memory"
 COUNTED = (
     "asked_tokens", "read_tokens", "generated_tokens", "untold_tokens", "prefill_seconds", "decode_seconds", "engine_seconds",
-    "trained_tokens", "training_seconds",
+    "trained_tokens", "training_seconds", "lost_tokens",
 )  # fmt: skip
 """What adds up. `asked_tokens`: prompts, each counted for each of its replies; `read_tokens`: of them what the model really
 read, shared beginnings once; `untold_tokens`: the asked ones of engines that do not tell what they read; `engine_seconds`:
 from asking to the last reply; `trained_tokens` and `training_seconds`: of all examples over all epochs, and of the steps on
-them (with a reference's log-probabilities), without loading and storing models."""
+them (with a reference's log-probabilities), without loading and storing models; `lost_tokens`: what a server charged for
+answers that could not be read and were asked for again, in none of the others."""
 _ENGINE_TELLS = ("read_tokens", "prefill_seconds", "decode_seconds")
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -52,6 +53,10 @@ class Spending:
         for name, number in counts.items():
             self.usage[name] += number
         self.usage["engine_seconds"] += seconds
+
+    def add_lost(self, tokens: int) -> None:
+        """Count tokens of answers that could not be read."""
+        self.usage["lost_tokens"] += tokens
 
     def add_training(self, tokens: int, seconds: float) -> None:
         """Count a finished training."""
@@ -85,7 +90,7 @@ class Spending:
         usage = json.loads(stored[USAGE])
         self._peaks = _higher(self._peaks, usage)
         for name in COUNTED:
-            self.usage[name] += usage[name]
+            self.usage[name] += usage.get(name, 0)  # versions before told fewer
 
     def record(self) -> dict[str, Any]:
         """For record.json. What no engine told is None, not 0."""

@@ -7,7 +7,7 @@ class Calling:
     """Calls a function with every count, of new work and of what was found."""
 
     def __init__(self, function: Callable[[int], None]) -> None:
-        self.found = function
+        self.found = self.warm = function
 
     def __call__(self, count: int) -> None:
         self.found(count)

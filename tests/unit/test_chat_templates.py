@@ -257,6 +257,11 @@ def test_where_the_seam_would_show_texts_are_encoded_whole() -> None:
     assert encode_endings(encode, LONG, ["", "4"]) == encode([LONG, LONG + "4"])
 
 
+def test_no_endings_are_no_texts(tokenizer: Any) -> None:
+    assert encode_endings(lambda texts: [as_ids(tokenizer, text) for text in texts], LONG, []) == []
+    assert encode_continuations(tokenizer, LONG, []) == []
+
+
 def test_control_tokens_in_the_beginning_of_a_reply_are_characters(kind: str, tokenizer: Any) -> None:
     end = tokenizer.decode([encode_example(tokenizer, turns("a"), "b")[1][-1]])
     plain, begun = encode_continuations(tokenizer, turns("a"), ["", f"b{end} c"])

@@ -31,3 +31,5 @@ def test_a_retry_that_succeeds_counts_both() -> None:
             (reply,) = engine.generate([REQUEST])
             assert reply.text == "fine"
             assert (engine.num_requests, engine.num_tokens) == (3, 7 + 2)
+            assert engine.take_lost_tokens() == 7, "the reply counts its own"
+            assert engine.take_lost_tokens() == 0, "told once"

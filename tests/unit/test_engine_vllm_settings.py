@@ -110,6 +110,39 @@ def test_an_adapter_that_cannot_be_served_is_named(
         read_adapter(adapter, make_config())
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("alpha_pattern", {"o_proj": 4}),
+        ("rank_pattern", {"o_proj": 4}),
+        ("alora_invocation_tokens", [5]),
+        ("bias", "lora_only"),
+        ("layer_replication", [[0, 2]]),
+        ("lora_bias", True),
+        ("modules_to_save", ["lm_head"]),
+        ("trainable_token_indices", [0]),
+        ("use_dora", True),
+    ],
+)
+@pytest.mark.usefixtures("with_vllm")
+def test_settings_that_vllm_would_drop_or_fail_on_are_named(
+    adapter: Path, make_config: Callable[..., Any], name: str, value: Any
+) -> None:
+    change(adapter, **{name: value})
+    with pytest.raises(ModelError, match=rf"in '.*adapter' has {name}=.*does not serve; merge the adapter into its base model"):
+        read_adapter(adapter, make_config())
+    with pytest.raises((ModelError, ProblemsError), match=rf"has {name}=.*does not serve"):
+        check_config(make_config(engine={"name": "vllm"}, judge={"model": str(adapter)}))
+
+
+def test_what_peft_writes_for_a_plain_adapter_is_served(adapter: Path, make_config: Callable[..., Any]) -> None:
+    change(
+        adapter, alpha_pattern={}, rank_pattern={}, bias="none", modules_to_save=None, use_dora=False, lora_bias=False,
+        layer_replication=None, trainable_token_indices=None, alora_invocation_tokens=None, use_rslora=True,
+    )  # fmt: skip
+    assert read_adapter(adapter, make_config()) is not None
+
+
 def test_other_weights_than_safetensors_are_refused(adapter: Path, make_config: Callable[..., Any]) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors; other formats can run code"):

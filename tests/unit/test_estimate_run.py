@@ -1,13 +1,17 @@
 """An estimate of a whole run, rehearsed with a real engine and real trainers on a tiny model."""
 
 import json
+import re
 
 import pytest
 
+from selfreward.engines.loading import load_tokenizer
+from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import ConfigError
-from selfreward.estimating import estimate_run
+from selfreward.estimating import calibration, estimate_run
 from selfreward.estimating.rehearsal import rehearse_replies
 from selfreward.estimating.seed_texts import Shapes, read_seed
+from selfreward.estimating.workload import Job, Planned
 from selfreward.progress import NullProgress
 from selfreward.rundir import RunDir
 
@@ -94,9 +98,53 @@ def test_a_rehearsal_grows_until_it_is_a_batch_or_its_time_is_used(make_config):
     assert whole.seconds_read > 0 < whole.seconds_written
 
 
-def test_rehearsed_requests_have_the_seeds_shape(make_config):
-    from selfreward.engines.loading import load_tokenizer
+def test_prompts_that_are_too_long_are_left_out_and_told(make_config, tmp_path):
+    """A judge prompt with a reply of the seed data that fills the context: the run counts it and goes on."""
+    folder = tmp_path / "seeds"
+    folder.mkdir()
+    long = " ".join(f"{n} miles" for n in range(2000))
+    tables = {
+        "ift": [{"prompt": f"tell of the town number {n}", "response": f"it lies by the sea, {n} miles"} for n in range(30)],
+        "ranked": [
+            {"prompt": f"name river {n}", "responses": [{"text": text, "rank": 0}, {"text": "two", "rank": 1}]}
+            for n, text in enumerate([long, "one"] * 6)
+        ],
+        "heldout_prompts": [{"prompt": "what is asked only at the very end"}],
+    }
+    for name, items in tables.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items))
+    seed = {**SMALL["seed"], "sources": [{"format": "seed-folder"}], "path": str(folder)}
+    config = make_config(**{**SMALL, "seed": seed, "num_rounds": 0, "eval": {"head_to_head": "none"}})
+    found = estimate_run(config, NullProgress())
+    (line,) = [line for line in found["assumed"] if "too_long" in line]
+    number, tried = map(int, re.search(r"; (\d+) of (\d+) requests of kind judge were left out", line).groups())
+    assert 0 < number < tried
+    (judge,) = [row for row in found["speeds"] if row["kind"] == "judge"]
+    assert judge["rows"] == tried - number
+    assert {row["stage"]: row for row in found["stages"]}["eft"]["seconds"] > 0
 
+
+def test_where_no_prompt_fits_nothing_is_made_up(make_config):
+    config = make_config(**SMALL)
+    texts = read_seed(config, NullProgress())
+    with ScriptedEngine("short", lambda asked, seed: "a b", context_length=1) as engine:
+        shapes = Shapes(config, texts, load_tokenizer(config.model.path, config))
+        speed = rehearse_replies(engine, shapes, "judge", 3, (24, 60), seconds=5.0)
+    assert (speed.rows, speed.num_too_long, speed.prompt_tokens, speed.seconds_read) == (0, 24, 0.0, 0.0)
+
+
+def test_memory_for_training_is_needed_where_training_is_left(make_config, monkeypatch):
+    monkeypatch.setattr(calibration, "available_memory", lambda: 1000)
+    config = make_config(**SMALL)
+    texts = read_seed(config, NullProgress())
+    replies = Planned("sft/evals", (Job("open", 1), Job("answer", 8)))
+    found, _ = calibration.calibrate(config, texts, [replies], NullProgress())
+    assert found.training_peak == 0
+    with pytest.raises(ConfigError, match="take a smaller model"):
+        calibration.calibrate(config, texts, [replies, Planned("sft", (Job("sft", 8),))], NullProgress())
+
+
+def test_rehearsed_requests_have_the_seeds_shape(make_config):
     config = make_config(**SMALL)
     texts = read_seed(config, NullProgress())
     shapes = Shapes(config, texts, load_tokenizer(config.model.path, config))

@@ -101,7 +101,7 @@ def test_a_watched_progress_names_the_stage_and_measures():
     file, clock = io.StringIO(), Clock()
     watched = Watched(RichProgress(Console(file=file, force_terminal=False, width=100), clock), "m1")
     with watched.task("fine-tuning", 3) as steps:
-        steps(2)  # an earlier attempt's steps
+        steps.found(2)  # an earlier attempt's steps
         clock.now = 2.0
         steps(1)
     watched.say("hello")
@@ -111,6 +111,39 @@ def test_a_watched_progress_names_the_stage_and_measures():
     with suppress(KeyError), watched.task("again", 1):
         raise KeyError
     assert watched.seconds > before, "a training that fails took its time too"
+
+
+def test_a_fresh_training_found_nothing_done_before():
+    file, clock = io.StringIO(), Clock()
+    watched = Watched(RichProgress(Console(file=file, force_terminal=False, width=100), clock), "m1")
+    with watched.task("reference log-probabilities", 16) as steps:
+        clock.now = 8.0
+        steps(16)
+    with watched.task("fine-tuning", 4) as steps:
+        clock.now += 5.0
+        steps(1)
+        clock.now += 3.0
+        steps(3)
+    assert file.getvalue().splitlines() == [
+        "m1: reference log-probabilities: 16/16 in 8.0 s (2.0/s)",
+        "m1: fine-tuning: 4/4 in 8.0 s (30.0/min)",
+    ]
+
+
+@pytest.mark.parametrize("resumed", [0, 40])
+def test_a_trainings_first_step_is_no_pace(resumed):
+    file, clock = io.StringIO(), Clock()
+    console = Console(file=file, force_terminal=True, width=80)
+    with Watched(RichProgress(console, clock), "m1").task("fine-tuning", 100) as steps:
+        if resumed:
+            steps.found(resumed)
+        clock.now = 50.0
+        steps(1)
+        clock.now = 60.0
+        steps(10)
+        console.print("now")
+    left = "0:49" if resumed else "1:29"
+    assert any(f"1.0/s {left} left" in line for line in frames(file.getvalue())), frames(file.getvalue())[-3:]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,19 @@ def test_records_without_usage_are_shown_as_unknown():
     assert any("a version that did not write down" in note for note in cost_notes(told))
 
 
+def test_charged_answers_that_nobody_could_read_are_told():
+    told = cost(far=usage_of(asked_tokens=5, lost_tokens=1200), near=ASKED)
+    assert told["total"]["lost_tokens"] == 1200
+    assert any(note.startswith("1,200 tokens more were charged by servers") for note in cost_notes(told))
+    assert not any("charged" in note for note in cost_notes(cost(near=ASKED)))
+
+
+def test_a_record_of_a_version_that_told_less_is_read():
+    earlier = {name: number for name, number in ASKED.items() if name != "lost_tokens"}
+    told = cost(judge=earlier, far=usage_of(lost_tokens=7))
+    assert (told["stages"][0]["lost_tokens"], told["total"]["lost_tokens"], told["total"]["num_unknown"]) == (None, 7, 0)
+
+
 @pytest.fixture
 def run_dir(tmp_path):
     config = config_of(tmp_path / "runs" / "costly", num_rounds=1)

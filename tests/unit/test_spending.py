@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -85,6 +86,47 @@ def test_what_no_engine_told_is_not_zero(tmp_path):
 
     usage = run_stage(tmp_path, both, "both")["usage"]
     assert (usage["asked_tokens"], usage["read_tokens"], usage["untold_tokens"]) == (6, 2, 2)
+
+
+class Losing(Silent):
+    """A server that charges five tokens for something unreadable before every call's replies."""
+
+    def take_lost_tokens(self):
+        return 5
+
+
+def test_lost_tokens_add_up_and_are_in_no_other_count(tmp_path):
+    engine = Losing("echo", lambda asked, seed: asked)
+    with pytest.raises(EngineError):
+        run_stage(tmp_path, asking(engine, 3, fail_at=3))
+    usage = run_stage(tmp_path, asking(engine, 3))["usage"]
+    assert (usage["lost_tokens"], usage["asked_tokens"], usage["generated_tokens"]) == (4 * 5, 27, 27)
+
+
+def test_a_part_of_a_version_that_told_less_is_read():
+    spent = Spending()
+    mark = spent.mark()
+    spent.add_tokens(7, 2)
+    spent.add_engine(1.0, None, 7, 2)
+    stored = spent.since(mark, 1.0)
+    usage = {name: number for name, number in json.loads(stored["usage"]).items() if name != "lost_tokens"}
+    again = Spending()
+    again.add_stored({**stored, "usage": json.dumps(usage)})
+    assert again.record()["asked_tokens"] == 7
+    assert again.record()["lost_tokens"] == 0
+
+
+def test_a_prompt_that_was_refused_as_too_long_was_not_read(tmp_path):
+    refused = {"0/1": "too_long", "0/2": "content_filter"}
+
+    class Refusing(Silent):
+        def generate(self, requests):
+            for reply in super().generate(requests):
+                error = refused.get(reply.request_id)
+                yield replace(reply, text="", num_tokens=0, finish_reason="error", error=error) if error else reply
+
+    record = run_stage(tmp_path, asking(Refusing("echo", lambda asked, seed: asked), 12))
+    assert record["tokens"]["prompt"] == record["usage"]["asked_tokens"] == 27 - 3, "what a server withheld, it read"
 
 
 def test_a_resumed_stage_adds_up(tmp_path):

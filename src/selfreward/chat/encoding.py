@@ -82,6 +82,8 @@ def encode_endings(encode: Callable[[Sequence[str]], list[list[int]]], start: st
     with the first ending is encoded too: where its ids do not end with those of its part behind the seam, neither with the
     space there nor without it (tokenizers may put one before every text), all of them are encoded whole.
     """
+    if not endings:
+        return []
     (first,) = encode([start + endings[0]])
     seams = [match.start() for match in _SEAM.finditer(start, max(len(start) - 2 * _WORTH, 0), max(len(start) - _NEAR, 0))]
     if len(endings) > 1 and seams and seams[-1] >= _WORTH:

@@ -30,11 +30,13 @@ def collect(stage: Stage, engine: Engine, requests: Sequence[Request]) -> list[G
         raise EngineError(
             f"{stage.key}: {len(requests)} requests got {len(replies)} replies; the first without one: {missing[:1]}"
         )
-    prompt = sum(reply.num_prompt_tokens or 0 for reply in replies.values())
+    # Engines measure a prompt that is too long and refuse it unread; one whose reply a server withheld was read and charged.
+    prompt = sum(reply.num_prompt_tokens or 0 for reply in replies.values() if reply.error != "too_long")
     generated = sum(reply.num_tokens or 0 for reply in replies.values())
     stage.spent.add_tokens(prompt, generated, sum(map(_is_untold, replies.values())))
     usage = engine.take_usage()
     stage.spent.add_engine(seconds, None if usage is None else asdict(usage), prompt, generated)
+    stage.spent.add_lost(engine.take_lost_tokens())
     return [replies[request.id] for request in requests]
 
 

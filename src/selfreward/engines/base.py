@@ -66,6 +66,10 @@ class Engine(Protocol):
         """What was done since the last call; None for engines that do not measure it."""
         return None
 
+    def take_lost_tokens(self) -> int:
+        """Tokens since the last call that a server charged for answers which nobody can read: no reply counts them."""
+        return 0
+
     def close(self) -> None:
         """Give back memory and devices. Closing twice is allowed; generating afterwards raises EngineError."""
         ...

@@ -94,6 +94,7 @@ class OpenAIEngine(Engine):
         need_package()
         self.num_requests = 0
         self.num_tokens = 0
+        self._lost_tokens = 0
         self._name = name
         self._endpoint = endpoint
         self._key = key
@@ -123,6 +124,11 @@ class OpenAIEngine(Engine):
         check_requests(requests)
         self._check(requests)
         return self._stream(requests)
+
+    def take_lost_tokens(self) -> int:
+        """See `Engine.take_lost_tokens`; as far as the server told them."""
+        lost, self._lost_tokens = self._lost_tokens, 0
+        return lost
 
     def close(self) -> None:
         """Give up what is on its way and close the connections."""
@@ -239,6 +245,7 @@ class OpenAIEngine(Engine):
             raise _RetryError(f"the connection failed: {self._show(f'{type(cause).__name__}: {cause}')}") from error
         except BadAnswerError as error:
             self.num_tokens += error.num_tokens  # The server charges for what nobody can read, too.
+            self._lost_tokens += error.num_tokens
             raise _RetryError(f"{error}: {self._show(error.found)}") from error
 
     def _refusal(self, request: Request, error: "APIStatusError") -> Generation:

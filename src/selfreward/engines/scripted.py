@@ -99,10 +99,10 @@ class ScriptedEngine(Engine):
         for request in requests:
             clock = time.perf_counter()
             reply = self._answer(request)
-            asked, key = reply.num_prompt_tokens or 0, (request.prompt, request.reply_prefix)
+            asked, key = 0 if reply.error else reply.num_prompt_tokens or 0, (request.prompt, request.reply_prefix)
             self._usage += Usage(
                 asked_tokens=asked,
-                read_tokens=0 if reply.error or key in read else asked,
+                read_tokens=0 if key in read else asked,
                 generated_tokens=reply.num_tokens or 0,
                 decode_seconds=time.perf_counter() - clock,
             )

@@ -4,7 +4,7 @@ The run's work is counted from the config and the seed data (`workload`), each k
 machine (`calibration`), and the two are multiplied (`costing`). Assumptions and limits: docs/cost.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from selfreward.estimating.workload import HIGH, LOW, Assumptions, Planned, Size
 from selfreward.pipeline import plan_pipeline
 from selfreward.planning import Plan
 from selfreward.progress import Progress
+from selfreward.texts import counted
 
 Json = dict[str, Any]
 
@@ -57,7 +58,7 @@ def estimate_run(config: Config, progress: Progress) -> Json:
         "total": {**_plain(total), "seconds": round(fixed + total.seconds, 1), "low": round(low, 1), "high": round(high, 1)},
         "memory": _memory(config, found),
         "num_finished": len(done),
-        "assumed": [*told, *_sentences(config, texts.sizes, middle, shapes, told)],
+        "assumed": [*told, *_sentences(config, texts.sizes, middle, shapes, told), *_too_long(found)],
         "uncounted": foreign_players(config),
         "speeds": _speeds(found),
         "calibration_seconds": round(found.seconds, 1),
@@ -128,6 +129,19 @@ def _sentences(config: Config, sizes: Sizes, assumed: Assumptions, shapes: Shape
     return lines
 
 
+def _too_long(found: Calibration) -> Iterator[str]:
+    """Prompts that the rehearsal had to leave out."""
+    for (kind, model), speed in found.speeds.items():
+        if speed.num_too_long:
+            who = "" if model == POLICY else f" of {model}"
+            tried = counted(speed.rows + speed.num_too_long, "request")
+            yield (
+                f"prompts that are too long cost as much as others; {speed.num_too_long} of {tried} of kind {kind}{who} were "
+                "left out of the rehearsal as too_long"
+                + ("" if speed.rows else f": all of them, so time and tokens of {kind} are not known and not counted")
+            )
+
+
 def _memory(config: Config, found: Calibration) -> Json:
     """Peaks that the rehearsal saw, with what a whole batch of longest replies would add in the cache."""
     missing = 0.0
@@ -140,7 +154,7 @@ def _memory(config: Config, found: Calibration) -> Json:
         "where": "GPU" if found.on_gpu else "RAM",
         "generating": found.generating_peak + round(missing * found.kv_bytes),
         "training": found.training_peak,
-        "training_state": training_bytes(found.num_parameters),
+        "training_state": training_bytes(found.num_parameters) if found.training_peak else 0,
     }
 
 

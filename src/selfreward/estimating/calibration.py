@@ -67,8 +67,10 @@ def calibrate(config: Config, texts: SeedTexts, stages: list[Planned], progress:
         shapes = _replies(config, texts, kinds, found)
         steps(sum(kind in REPLY_KINDS for kind, _ in kinds))
         start = Path(resolve_model_path(config.model.path))
-        need_memory(found.num_parameters, found)
-        for kind, _ in [key for key in kinds if key[0] in TRAINING_KINDS]:
+        trainings = [kind for kind, _ in kinds if kind in TRAINING_KINDS]
+        if trainings:
+            need_memory(found.num_parameters, found)
+        for kind in trainings:
             _training(start, kind, shapes, config, found)
             steps(1)
         _others(config, texts, found)
@@ -78,9 +80,9 @@ def calibrate(config: Config, texts: SeedTexts, stages: list[Planned], progress:
 
 
 def _kinds(jobs: list[Job]) -> dict[Key, Job]:
-    """Each kind of work with its first job; those that share a prompt most stand for the others."""
+    """Each kind of work with one of its jobs: the one whose rows share a prompt most, of equal ones that with most rows."""
     kinds: dict[Key, Job] = {}
-    for job in sorted(jobs, key=lambda job: -job.shared):
+    for job in sorted(jobs, key=lambda job: (-job.shared, -job.num_rows)):
         if job.kind in REPLY_KINDS | TRAINING_KINDS and not is_foreign(job.model):
             kinds.setdefault((job.kind, job.model), job)
     return kinds

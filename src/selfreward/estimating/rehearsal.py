@@ -33,7 +33,7 @@ class Speed:
     """Of one kind of work. For replies: mean `prompt_tokens` of a request, `read_share` of them that are read where
     `shared` rows have one prompt, seconds a token read and a token written. For trainings: tokens of a row, and seconds a
     row: `once` (a reference's log-probabilities) and in each epoch. `rows` and `tokens` (of a reply) say how much was
-    rehearsed; `is_cut`: less than a batch."""
+    rehearsed; `is_cut`: less than a batch; `num_too_long`: requests beside them whose prompts left no room for a reply."""
 
     seconds_read: float = 0.0
     seconds_written: float = 0.0
@@ -45,10 +45,14 @@ class Speed:
     seconds_row: float = 0.0
     rows: int = 0
     is_cut: bool = False
+    num_too_long: int = 0
 
 
 def rehearse_replies(engine: Engine, shapes: Shapes, kind: Kind, shared: int, full: tuple[int, int], seconds: float) -> Speed:
-    """Time replies of a kind; `full` are the rows and the longest reply that the run has at a time."""
+    """Time replies of a kind; `full` are the rows and the longest reply that the run has at a time.
+
+    Raises EngineError where a request fails for another reason than a prompt that is too long.
+    """
     most_rows, most_tokens = full
     rows, tokens = min(FIRST_ROWS, most_rows), min(FIRST_TOKENS, most_tokens)
     spent, speed = 0.0, Speed()
@@ -69,33 +73,37 @@ def rehearse_replies(engine: Engine, shapes: Shapes, kind: Kind, shared: int, fu
 
 def _time_replies(engine: Engine, requests: Sequence[Request]) -> tuple[float, Speed]:
     """Wall time of some requests and the speed that it means. Where an engine does not tell its two phases apart, another
-    pass with replies of one token stands for reading."""
+    pass with replies of one token stands for reading. Prompts that are too long are left out, as the run goes on without."""
     engine.take_usage()
     clock = time.perf_counter()
     replies = list(engine.generate(requests))
     took = time.perf_counter() - clock
     usage = engine.take_usage()
-    if failed := next((reply for reply in replies if reply.error), None):
-        raise EngineError(f"the rehearsal's request {failed.request_id!r} failed: {failed.error}; lower the *.max_tokens")
-    lengths = {reply.request_id: reply.num_prompt_tokens or 0 for reply in replies}
+    if failed := next((reply for reply in replies if reply.error not in (None, "too_long")), None):
+        raise EngineError(f"the rehearsal's request {failed.request_id!r} failed: {failed.error}; see the engine.* settings")
+    lengths = {reply.request_id: reply.num_prompt_tokens or 0 for reply in replies if not reply.error}
+    fitting = [request for request in requests if request.id in lengths]
+    if not fitting:
+        return took, Speed(num_too_long=len(requests))
     asked, written = sum(lengths.values()), sum(reply.num_tokens or 0 for reply in replies)
     if usage is not None and usage.prefill_seconds > 0:
         read = usage.read_tokens
         share = usage.prefill_seconds / (usage.prefill_seconds + usage.decode_seconds)
         reading, spent = share * took, took
     else:
-        read = sum({request.prompt: lengths[request.id] for request in requests}.values())
+        read = sum({request.prompt: lengths[request.id] for request in fitting}.values())
         clock = time.perf_counter()
-        for reply in engine.generate([_short(request) for request in requests]):
+        for reply in engine.generate([_short(request) for request in fitting]):
             assert not reply.error, "the same prompts as before"
         again = time.perf_counter() - clock
         reading, spent = min(again, 0.9 * took), took + again
     speed = Speed(
         seconds_read=reading / max(read, 1),
         seconds_written=(took - reading) / max(written, 1),
-        prompt_tokens=asked / len(requests),
+        prompt_tokens=asked / len(fitting),
         read_share=read / max(asked, 1),
-        rows=len(requests),
+        rows=len(fitting),
+        num_too_long=len(requests) - len(fitting),
     )
     return spent, speed
 
@@ -143,6 +151,10 @@ class _Timed:
 
     def found(self, count: int) -> None:
         """Nothing is found in a rehearsal."""
+
+    def warm(self, count: int) -> None:
+        """As any other step: whoever measures knows which is the first."""
+        self(count)
 
     def within(self, count: float) -> None:
         """Nothing of interest."""

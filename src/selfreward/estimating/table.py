@@ -55,10 +55,13 @@ def _lines(estimate: Json) -> Iterator[str]:
     yield f"time: about {duration(total['seconds'])} ({duration(total['low'])} to {duration(total['high'])})"
     if estimate["uncounted"]:
         yield f"time of {', '.join(estimate['uncounted'])} is not known and not counted; their tokens are"
-    yield (
-        f"memory ({memory['where']}, the whole process): {in_bytes(memory['generating'])} generating, "
+    training = (
         f"{in_bytes(memory['training'])} training, of these {in_bytes(memory['training_state'])} for weights, gradients and "
         f"moments of {memory['num_parameters']:,} parameters"
+    )
+    yield (
+        f"memory ({memory['where']}, the whole process): {in_bytes(memory['generating'])} generating, "
+        + (training if memory["training"] else "no training is left")
     )
     for line in estimate["assumed"]:
         yield f"assumed: {line}"

@@ -14,8 +14,9 @@ HEADINGS = ("stage", "time", "asked", "read", "out", "trained", "tokens/s", "pre
 
 def stage_cost(key: str, record: Mapping[str, Any]) -> Json:
     """One stage's `usage` with its `stage` and `seconds`, and the `rate`: tokens written a second of generation, or tokens
-    trained on a second of training; None for stages that do neither. A record of a version that told no usage has none."""
-    usage = record.get(USAGE) or {**dict.fromkeys(COUNTED), "peak_rss_bytes": None, "peak_gpu_bytes": None, "peak_of": None}
+    trained on a second of training; None for stages that do neither. None is also what an earlier version's record lacks."""
+    unknown = dict.fromkeys((*COUNTED, "peak_rss_bytes", "peak_gpu_bytes", "peak_of"))
+    usage = unknown | (record.get(USAGE) or {})
     return {"stage": key, "seconds": record["seconds"], **usage, "rate": _rate(usage)}
 
 
@@ -85,6 +86,8 @@ def cost_notes(cost: Mapping[str, Any]) -> Iterator[str]:
         yield f"peak of {counted(num, 'stage')}: the highest of the process so far, this system sets no mark back"
     if num := cost["total"]["num_untold"]:
         yield f"{counted(num, 'stage')} asked an engine that does not tell what it read"
+    if num := cost["total"]["lost_tokens"]:
+        yield f"{counted(num, 'token')} more were charged by servers for answers that could not be read and were tried again"
     if num := cost["total"]["num_unknown"]:
         yield f"{counted(num, 'stage')} made by a version that did not write down what it cost"
 

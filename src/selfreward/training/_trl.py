@@ -229,7 +229,7 @@ def fit(
         if stored:
             watch.history.extend(stored.history)
             trainer.resume(stored)
-            advance(stored.step)
+            advance.found(stored.step)
         trainer.train(resume_from_checkpoint=str(stored.folder) if stored else None)
     trainer.check_step()
     trainer.check_restored()  # resumed after its last step, it took none before which this is looked at
