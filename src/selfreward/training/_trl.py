@@ -55,7 +55,7 @@ def sft_trainer(
     scorer = make_scorer(base.model, _rows(columns), base.device, logger)
     trainer = SftTrainer(
         model=base.model,
-        args=args,
+        args=_on_one_device(args),
         data_collator=Collator(scorer),
         train_dataset=datasets.Dataset.from_dict(columns),
         processing_class=base.tokenizer,
@@ -94,7 +94,7 @@ def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, scratch: Path,
 
         trainer = DpoTrainer(
             model=base.model,
-            args=args,
+            args=_on_one_device(args),
             data_collator=Collator(scorer),
             train_dataset=pairs,
             processing_class=base.tokenizer,
@@ -130,6 +130,14 @@ def _settings(options: OptimConfig, device: str, seed: int, scratch: Path) -> di
         "disable_tqdm": True,
         "dataloader_pin_memory": device == "cuda",
     }
+
+
+def _on_one_device(args: Any) -> Any:
+    """The arguments, for one device: where a machine has several GPUs, a training in one process takes the first. Without
+    this they count as devices to share the batches among, which TRL refuses."""
+    assert args.device is not None, "the number of GPUs is found when the device is asked for, and set over then"
+    args._n_gpu = 1
+    return args
 
 
 def _rows(columns: Columns) -> list[Row]:
