@@ -50,7 +50,7 @@ def train_dpo(
     checkpoints = _trl.open_checkpoints("dpo", base, columns, options, context)
     if checkpoints and (done := checkpoints.finished(output)):
         return done
-    with _trl.workspace(base) as scratch:
+    with _trl.errors_told("dpo", options), _trl.workspace(base) as scratch:
         trainer = _trl.dpo_trainer(base, columns, options, scratch, context)
         history = _trl.fit(trainer, [row.length for row in rows], options, context, checkpoints)
     _trl.save(base, output)

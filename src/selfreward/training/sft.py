@@ -47,7 +47,7 @@ def train_sft(
     checkpoints = _trl.open_checkpoints("sft", base, columns, options, context)
     if checkpoints and (done := checkpoints.finished(output)):
         return done
-    with _trl.workspace(base) as scratch:
+    with _trl.errors_told("sft", options), _trl.workspace(base) as scratch:
         trainer = _trl.sft_trainer(base, columns, options, context.seed, scratch)
         history = _trl.fit(trainer, [row.length for row in rows], options, context, checkpoints)
     _trl.save(base, output)
