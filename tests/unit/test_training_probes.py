@@ -17,8 +17,8 @@ from training_reference import (
 )
 
 from selfreward.errors import ConfigError, TrainingError
-from selfreward.training._base import load_base, set_dropout
-from selfreward.training._scoring import Scorer, check_quiet, make_scorer
+from selfreward.training._base import errors_told, load_base, set_dropout
+from selfreward.training._scoring import Scorer, check_quiet, make_scorer, settle_repeats
 from selfreward.training.common import Row
 from selfreward.training.dpo import train_dpo
 from selfreward.training.sft import train_sft
@@ -198,3 +198,56 @@ def test_a_full_memory_in_a_probe_is_no_reason_for_a_slower_way(monkeypatch):
     monkeypatch.setattr(Scorer, "score", lambda self, batch: torch.empty(1 << 60))
     with pytest.raises(RuntimeError, match=r"allocate memory|not enough memory"):
         make_scorer(make_llama(), make_rows(2), "cpu", Log().logger)
+
+
+# --- results that repeat -------------------------------------------------------------------------------------------
+
+
+class Unrepeatable(torch.nn.Linear):
+    """A layer with an operation that PyTorch refuses where results must repeat, on any device."""
+
+    def forward(self, x):
+        found = super().forward(x)
+        torch.zeros(2).put_(torch.tensor([0]), torch.tensor([1.0]))
+        return found
+
+
+@pytest.fixture
+def strict():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_an_operation_that_cannot_repeat_is_told_and_allowed(strict):
+    model, log = make_llama(), Log()
+    settle_repeats(model, make_rows(2), "cpu", log.logger)
+    assert (log.messages, torch.is_deterministic_algorithms_warn_only_enabled()) == ([], False)
+    model.model.layers[1].mlp.up_proj.__class__ = Unrepeatable
+    settle_repeats(model, make_rows(2), "cpu", log.logger)
+    assert log.messages[0].startswith("training of this model may not repeat bit for bit on this device: put_")
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_an_operation_that_is_met_too_late_stops_the_training(strict):
+    layer = Unrepeatable(2, 2)
+    with (
+        pytest.raises(TrainingError, match=r"does not repeat its results on a GPU: put_.*engine\.device"),
+        errors_told("sft", sft_options()),
+    ):
+        layer(torch.ones(1, 2))
+
+
+def test_a_checkpoint_belongs_to_a_number_of_threads(tiny_model_dir, make_config, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from selfreward.training import _trl
+
+    ctx = replace(context(make_config()), keep=tmp_path / "keep")
+    base = load_base(tiny_model_dir, sft_options(), ctx)
+    columns = {"input_ids": [[1, 5]], "labels": [[-100, 5]]}
+    one = _trl.open_checkpoints("sft", base, columns, sft_options(), ctx)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    other = _trl.open_checkpoints("sft", base, columns, sft_options(), ctx)
+    assert one._identity["threads"] != other._identity["threads"] == 7

@@ -105,14 +105,15 @@ def set_dropout(model: torch.nn.Module, rate: float) -> None:
 
 @contextmanager
 def workspace(base: Base) -> Iterator[Path]:
-    """A scratch folder for the trainer; meanwhile the libraries show no bars of theirs and a GPU repeats its results."""
+    """A scratch folder for the trainer; meanwhile the libraries show no bars of theirs, and a GPU takes operations that repeat
+    their results or refuses the others: only warned, PyTorch would keep the backward of attention that does not repeat."""
     bars, tqdm = datasets.are_progress_bars_disabled(), os.environ.get("TQDM_DISABLE")
     deterministic, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     if base.device == "cuda":
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
     datasets.disable_progress_bars()
     os.environ["TQDM_DISABLE"] = "1"
     try:

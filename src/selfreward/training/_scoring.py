@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from selfreward.errors import ConfigError
-from selfreward.training._base import is_out_of_memory
+from selfreward.training._base import is_out_of_memory, is_unrepeatable
 from selfreward.training._packing import ATTENTION, Packed, attention, pack
 from selfreward.training.common import Row
 
@@ -131,6 +131,22 @@ def make_scorer(model: Any, rows: Sequence[Row], device: str, logger: logging.Lo
     finally:
         model.train(was_training)
     return Scorer(model, "plain")
+
+
+def settle_repeats(model: Any, rows: Sequence[Row], device: str, logger: logging.Logger) -> None:
+    """Go through the shortest row, forwards and backwards, where operations must repeat their results. A model that has one
+    without such a form is trained all the same: its results may differ in their last bits, which is logged."""
+    scorer = Scorer(model, "plain")
+    try:
+        logps_N, _ = scorer.score(scorer.pack([_cut(rows[0])]).to(device))
+        logps_N.sum().backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if not is_unrepeatable(error):
+            raise
+        logger.warning("training of this model may not repeat bit for bit on this device: %s", error)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    finally:
+        model.zero_grad(set_to_none=True)
 
 
 def _balance_weight(model: Any, probe: Sequence[Row], device: str, logger: logging.Logger) -> float:

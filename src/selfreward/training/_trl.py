@@ -27,7 +27,7 @@ from selfreward.progress import Advance
 from selfreward.storage import fingerprint, hash_model
 from selfreward.training._base import Base, errors_told, load_base, release, save, set_dropout, workspace
 from selfreward.training._checkpoint import Checkpoints, check_finite
-from selfreward.training._scoring import Scorer, check_quiet, make_scorer
+from selfreward.training._scoring import Scorer, check_quiet, make_scorer, settle_repeats
 from selfreward.training._trainers import Collator, DpoTrainer, Order, SftTrainer, not_finite, row_of
 from selfreward.training.common import Row, TrainContext, count_steps
 
@@ -146,6 +146,8 @@ def _on_one_device(args: Any) -> Any:
 def _scorer(base: Base, columns: Columns, options: OptimConfig, logger: logging.Logger) -> Scorer:
     """How the model is scored; where dropout is off it is seen that nothing else in it is random."""
     rows = _rows(columns)
+    if base.device == "cuda":
+        settle_repeats(base.model, rows, base.device, logger)
     scorer = make_scorer(base.model, rows, base.device, logger)
     if not options.dropout:
         check_quiet(scorer, rows, base.device)
@@ -183,6 +185,7 @@ def open_checkpoints(
         "options": options,
         "seed": context.seed,
         "device": base.device,
+        "threads": torch.get_num_threads() if base.device == "cpu" else None,  # it decides how a CPU splits sums
         "versions": {name: versions[name] for name in ("torch", "transformers", "trl", "accelerate")},
     }
     return Checkpoints(context.keep, identity, context.config.checkpoints, context.logger)
