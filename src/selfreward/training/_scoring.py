@@ -33,7 +33,7 @@ _TOLERANCE = 1e-4
 millionths apart; a way that is wrong may be wrong by little on a short probe."""
 _TOLERANCE_16 = 1e-3
 """The same in 16 bits, besides as much as a share of the log-probability."""
-_PROBED = 256
+_PROBED = 128
 """Of a row that a way is tried with, at most so many tokens of the prompt and of each answer."""
 _MIXER = re.compile("conv|linear|mamba|recurrent|ssm|hybrid|chunked|lightning|rwkv")
 """Kinds of layers that mix tokens, but not by causal attention over a sequence."""
