@@ -1,17 +1,19 @@
 """Packed, compacted and plain scoring are one function of weights and rows; a step's result does not depend on its cuts."""
 
-import logging
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_reference import (
     ANSWERS,
+    LLAMA_LIKE,
     TOWNS,
+    VOCABULARY,
+    Log,
     context,
     dpo_options,
     examples,
+    make_rows,
     pairs,
     sft_options,
     token_logps,
@@ -23,6 +25,7 @@ from training_reference import (
 
 from selfreward.progress import NullProgress
 from selfreward.training import SftExample
+from selfreward.training._base import load_base
 from selfreward.training._packing import _put, _take, pack
 from selfreward.training._scoring import WAYS, Scorer, make_scorer
 from selfreward.training.common import Row
@@ -31,21 +34,6 @@ from selfreward.training.sft import train_sft
 from selfreward.types import PreferencePair
 
 SEED = 2**62 + 5
-VOCABULARY = 96
-SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA_LIKE = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3}
-
-
-def make_rows(num_sides, seed=0, longest=50, number=5):
-    """Rows of random tokens, in order of length."""
-    import random
-
-    rng = random.Random(seed)
-
-    def draw():
-        return [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(1, longest))]
-
-    return sorted((Row(draw(), tuple(draw() for _ in range(num_sides))) for _ in range(number)), key=lambda row: row.length)
 
 
 def make_model(family):
@@ -70,17 +58,6 @@ def make_model(family):
         "mixtral": lambda: t.MixtralConfig(**LLAMA_LIKE, num_local_experts=4, router_aux_loss_coef=0.5),
     }
     return t.AutoModelForCausalLM.from_config(configs[family]()).eval()
-
-
-class Log(logging.Handler):
-    def __init__(self):
-        super().__init__()
-        self.messages = []
-        self.logger = logging.Logger("test")
-        self.logger.addHandler(self)
-
-    def emit(self, record):
-        self.messages.append(record.getMessage())
 
 
 def score(model, way, rows):
@@ -201,7 +178,6 @@ def test_taking_out_and_putting_back_have_right_gradients(num_sides):
 
 def test_bf16_on_a_cpu_without_it_is_told(tiny_model_dir, make_config, monkeypatch):
     from selfreward.training import TrainContext
-    from selfreward.training._base import load_base
 
     for has, expected in ((False, ["bf16 is on, but this CPU has no instructions for bfloat16"]), (True, [])):
         log = Log()

@@ -297,3 +297,16 @@ def test_a_launcher_is_refused(tiny_model_dir, make_config, tmp_path, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
         train_sft(tiny_model_dir, examples(), tmp_path / "out", sft_options(), context(make_config()))
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_machine_with_several_gpus_trains_on_one(kind, tiny_model_dir, make_config, tmp_path, monkeypatch):
+    from transformers import TrainingArguments
+
+    # As where two GPUs are visible: the count is two until someone sets another one.
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: args.__dict__.get("_n_gpu") or 2))
+    if kind == "dpo":
+        result = train_dpo(tiny_model_dir, pairs(), tmp_path / "out", dpo_options(num_epochs=1), context(make_config()))
+    else:
+        result = train_sft(tiny_model_dir, examples(), tmp_path / "out", sft_options(num_epochs=1), context(make_config()))
+    assert result.num_steps == 2  # 6 rows in batches of 4, not in twice as large ones

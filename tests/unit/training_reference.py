@@ -1,6 +1,8 @@
 """The trainings again in plain PyTorch: one sequence at a time, no padding, no TRL; what the adapters are compared with."""
 
+import logging
 import math
+import random
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from selfreward.engines.loading import load_tokenizer
 from selfreward.progress import NullProgress
 from selfreward.training import SftExample, TrainContext
 from selfreward.training._packing import Packed
-from selfreward.training.common import encode_rows, epoch_order
+from selfreward.training.common import Row, encode_rows, epoch_order
 from selfreward.types import Message, PreferencePair
 
 TOWNS = (
@@ -144,3 +146,31 @@ def train_dpo_plainly(folder, items, options, config, seed):
         return total - options.nll_weight * torch.cat(chosen_logps).mean()
 
     return train(folder, rows, options, seed, loss_of)
+
+
+# --- tiny models of other families ----------------------------------------------------------------------------------
+
+VOCABULARY = 96
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA_LIKE = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3}
+
+
+def make_rows(num_sides, seed=0, longest=50, number=5):
+    """Rows of random tokens, in order of length."""
+    rng = random.Random(seed)
+
+    def draw():
+        return [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(1, longest))]
+
+    return sorted((Row(draw(), tuple(draw() for _ in range(num_sides))) for _ in range(number)), key=lambda row: row.length)
+
+
+class Log(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+        self.logger = logging.Logger("test")
+        self.logger.addHandler(self)
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())

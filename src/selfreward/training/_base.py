@@ -3,6 +3,7 @@
 import copy
 import gc
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -14,13 +15,19 @@ from typing import Any
 
 import datasets
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 
 from selfreward.config import OptimConfig
 from selfreward.engines.chatml import Added
 from selfreward.engines.loading import load_chat_model, pick_device
-from selfreward.errors import ConfigError
+from selfreward.errors import ConfigError, SelfRewardError, TrainingError
 from selfreward.storage import TEMPORARY_PREFIX
 from selfreward.training.common import TrainContext
+
+_RATE = re.compile(r"(^|_)(dropout|pdrop)(_p|_prob|_rate|_ratio)?$")
+"""Attributes of modules that are rates of dropout: dropout, attention_dropout, resid_pdrop, attn_dropout_p, ..."""
+_OTHER_NOISE = re.compile(r"layerdrop|jitter")
+_FULL = ("not enough memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 @dataclass(frozen=True)
@@ -74,15 +81,22 @@ def has_bf16(capabilities: Mapping[str, Any]) -> bool:
 def set_dropout(model: torch.nn.Module, rate: float) -> None:
     """Set every dropout in the model; 0 switches all of it off. Raises ConfigError when there is none to set.
 
-    Llama-like attention reads its rate from an attribute of the module, so changing the model's config does nothing.
+    Much dropout is no module: attention, OPT, Starcoder 2 and others read their rates from attributes of modules, so changing
+    the model's config does nothing. Layers left out as a whole and jitter of routers are no dropout that a rate is asked for:
+    they are off, always.
     """
     found = False
-    module: Any
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p, found = rate, True
-        elif isinstance(getattr(module, "attention_dropout", None), float | int):
-            module.attention_dropout, found = rate, True
+        for name, value in vars(module).items():
+            if not isinstance(value, float | int) or isinstance(value, bool):
+                continue
+            if _RATE.search(name):
+                setattr(module, name, rate)
+                found = True
+            elif _OTHER_NOISE.search(name):
+                setattr(module, name, 0.0)
     if rate and not found:
         raise ConfigError(
             f"dropout={rate}, but {type(model).__name__} has no dropout to set; set sft.dropout and dpo.dropout to 0"
@@ -91,14 +105,15 @@ def set_dropout(model: torch.nn.Module, rate: float) -> None:
 
 @contextmanager
 def workspace(base: Base) -> Iterator[Path]:
-    """A scratch folder for the trainer; meanwhile the libraries show no bars of theirs and a GPU repeats its results."""
+    """A scratch folder for the trainer; meanwhile the libraries show no bars of theirs, and a GPU takes operations that repeat
+    their results or refuses the others: only warned, PyTorch would keep the backward of attention that does not repeat."""
     bars, tqdm = datasets.are_progress_bars_disabled(), os.environ.get("TQDM_DISABLE")
     deterministic, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     if base.device == "cuda":
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
     datasets.disable_progress_bars()
     os.environ["TQDM_DISABLE"] = "1"
     try:
@@ -135,6 +150,37 @@ def save(base: Base, output: Path) -> None:
         shutil.rmtree(output)
     temporary.rename(output)
     sync(output.parent)
+
+
+@contextmanager
+def errors_told(kind: str, options: OptimConfig) -> Iterator[None]:
+    """Raise TrainingError for a full memory, and for an operation that a GPU cannot repeat. `kind`: `sft` or `dpo`."""
+    try:
+        yield
+    except SelfRewardError:
+        raise  # some of ours are RuntimeErrors too
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise TrainingError(
+                f"no memory to train on {options.micro_batch_size} rows at a time; lower {kind}.micro_batch_size, set "
+                f"{kind}.gradient_checkpointing to true (now {str(options.gradient_checkpointing).lower()}), lower "
+                f"{kind}.max_length (now {options.max_length}), or use a smaller model or a machine with more memory"
+            ) from error
+        if is_unrepeatable(error):
+            raise TrainingError(
+                f"an operation of this model does not repeat its results on a GPU: {error}; set engine.device to cpu"
+            ) from error
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has a class for a full GPU, but for a full main memory only a message."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _FULL)
+
+
+def is_unrepeatable(error: BaseException) -> bool:
+    """What PyTorch raises for an operation without a deterministic form."""
+    return isinstance(error, RuntimeError) and "deterministic" in str(error)
 
 
 def release() -> None:

@@ -25,18 +25,21 @@ from selfreward.environment import current_versions
 from selfreward.errors import ModelError, TrainingError
 from selfreward.progress import Advance
 from selfreward.storage import fingerprint, hash_model
-from selfreward.training._base import Base, load_base, release, save, set_dropout, workspace
+from selfreward.training._base import Base, errors_told, load_base, release, save, set_dropout, workspace
 from selfreward.training._checkpoint import Checkpoints, check_finite
-from selfreward.training._scoring import make_scorer
+from selfreward.training._scoring import Scorer, check_quiet, make_scorer, settle_repeats
 from selfreward.training._trainers import Collator, DpoTrainer, Order, SftTrainer, not_finite, row_of
 from selfreward.training.common import Row, TrainContext, count_steps
 
-__all__ = ["dpo_trainer", "fit", "load_base", "open_checkpoints", "release", "save", "set_dropout", "sft_trainer", "workspace"]
+__all__ = [
+    "dpo_trainer", "errors_told", "fit", "load_base", "open_checkpoints", "release", "save", "set_dropout", "sft_trainer",
+    "workspace",
+]  # fmt: skip
 
 Columns = dict[str, list[list[int]]]
 
 _LOGGER = logging.getLogger("selfreward.training")
-_SCORING = 2
+_SCORING = 3
 """Changes when the same arguments give other weights than before: no checkpoint of before is gone on from then."""
 _KEPT = ("grad_norm", "dpo_loss", "nll", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
 """What of TRL's and our own measurements goes into the history, besides step, loss and lr."""
@@ -52,10 +55,10 @@ def sft_trainer(
     _check_ids(base, columns["input_ids"])
     settings = _settings(options, base.device, seed, scratch)
     args = SFTConfig(**settings, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
-    scorer = make_scorer(base.model, _rows(columns), base.device, logger)
+    scorer = _scorer(base, columns, options, logger)
     trainer = SftTrainer(
         model=base.model,
-        args=args,
+        args=_on_one_device(args),
         data_collator=Collator(scorer),
         train_dataset=datasets.Dataset.from_dict(columns),
         processing_class=base.tokenizer,
@@ -82,7 +85,7 @@ def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, scratch: Path,
         max_length=None,
     )
     base.model.eval()  # the reference is taken without dropout
-    scorer = make_scorer(base.model, _rows(columns), base.device, context.logger)
+    scorer = _scorer(base, columns, options, context.logger)
     # TRL stores the log-probabilities beside the rows; those of rows in memory would stay in the temporary folder.
     datasets.Dataset.from_dict(columns).save_to_disk(scratch / "pairs")
     pairs = datasets.load_from_disk(scratch / "pairs")
@@ -94,7 +97,7 @@ def dpo_trainer(base: Base, columns: Columns, options: DpoConfig, scratch: Path,
 
         trainer = DpoTrainer(
             model=base.model,
-            args=args,
+            args=_on_one_device(args),
             data_collator=Collator(scorer),
             train_dataset=pairs,
             processing_class=base.tokenizer,
@@ -132,6 +135,25 @@ def _settings(options: OptimConfig, device: str, seed: int, scratch: Path) -> di
     }
 
 
+def _on_one_device(args: Any) -> Any:
+    """The arguments, for one device: where a machine has several GPUs, a training in one process takes the first. Without
+    this they count as devices to share the batches among, which TRL refuses."""
+    assert args.device is not None, "the number of GPUs is found when the device is asked for, and set over then"
+    args._n_gpu = 1
+    return args
+
+
+def _scorer(base: Base, columns: Columns, options: OptimConfig, logger: logging.Logger) -> Scorer:
+    """How the model is scored; where dropout is off it is seen that nothing else in it is random."""
+    rows = _rows(columns)
+    if base.device == "cuda":
+        settle_repeats(base.model, rows, base.device, logger)
+    scorer = make_scorer(base.model, rows, base.device, logger)
+    if not options.dropout:
+        check_quiet(scorer, rows, base.device)
+    return scorer
+
+
 def _rows(columns: Columns) -> list[Row]:
     return [row_of(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
@@ -163,6 +185,7 @@ def open_checkpoints(
         "options": options,
         "seed": context.seed,
         "device": base.device,
+        "threads": torch.get_num_threads() if base.device == "cpu" else None,  # it decides how a CPU splits sums
         "versions": {name: versions[name] for name in ("torch", "transformers", "trl", "accelerate")},
     }
     return Checkpoints(context.keep, identity, context.config.checkpoints, context.logger)

@@ -30,10 +30,11 @@ def train_dpo(
     """Train the model in `start` on the pairs and store it, with its tokenizer, in `output`.
 
     Pairs longer than `options.max_length` or the model's context are dropped as `too_long`, pairs whose sides are the same
-    tokens as `identical`. The same arguments on the same machine give the same weights, bit for bit, also when an earlier
-    attempt was cut off and `context.keep` holds its checkpoint. Raises TrainingError when no pair is left, when the first
-    loss is not ln 2, or when a loss or gradient is not finite (then no model is stored); ModelError when `start` cannot be
-    used, UsageError when `output` is taken, StoppedError as `context.stop` does.
+    tokens as `identical`. The same arguments with as many threads on the same CPU give the same weights, bit for bit, also
+    when an earlier attempt was cut off and `context.keep` holds its checkpoint; a GPU is told to repeat its results, and the
+    log says where it cannot. Raises TrainingError when no pair is left, when the first loss is not ln 2, when a loss or
+    gradient is not finite, or when memory is full (then no model is stored); ConfigError when a model is random without
+    dropout, ModelError when `start` cannot be used, UsageError when `output` is taken, StoppedError as `context.stop` does.
     """
     check_output(start, output)
     from selfreward.training import _trl  # torch and TRL take seconds to import
@@ -50,7 +51,7 @@ def train_dpo(
     checkpoints = _trl.open_checkpoints("dpo", base, columns, options, context)
     if checkpoints and (done := checkpoints.finished(output)):
         return done
-    with _trl.workspace(base) as scratch:
+    with _trl.errors_told("dpo", options), _trl.workspace(base) as scratch:
         trainer = _trl.dpo_trainer(base, columns, options, scratch, context)
         history = _trl.fit(trainer, [row.length for row in rows], options, context, checkpoints)
     _trl.save(base, output)

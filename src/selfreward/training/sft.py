@@ -28,10 +28,12 @@ def train_sft(
 ) -> TrainResult:
     """Fine-tune the model in `start` on the answers and store it, with its tokenizer, in `output`.
 
-    Examples longer than `options.max_length` or the model's context are dropped as `too_long`. The same arguments on the
-    same machine give the same weights, bit for bit, also when an earlier attempt was cut off and `context.keep` holds its
-    checkpoint. Raises TrainingError when no example is left or a loss or gradient is not finite (then no model is stored),
-    ModelError when `start` cannot be used, UsageError when `output` is taken, StoppedError as `context.stop` does.
+    Examples longer than `options.max_length` or the model's context are dropped as `too_long`. The same arguments with
+    as many threads on the same CPU give the same weights, bit for bit, also when an earlier attempt was cut off and
+    `context.keep` holds its checkpoint; a GPU is told to repeat its results, and the log says where it cannot. Raises
+    TrainingError when no example is left, a loss or gradient is not finite, or memory is full (then no model is stored),
+    ConfigError when a model is random without dropout, ModelError when `start` cannot be used, UsageError when `output` is
+    taken, StoppedError as `context.stop` does.
     """
     check_output(start, output)
     from selfreward.training import _trl  # torch and TRL take seconds to import
@@ -47,7 +49,7 @@ def train_sft(
     checkpoints = _trl.open_checkpoints("sft", base, columns, options, context)
     if checkpoints and (done := checkpoints.finished(output)):
         return done
-    with _trl.workspace(base) as scratch:
+    with _trl.errors_told("sft", options), _trl.workspace(base) as scratch:
         trainer = _trl.sft_trainer(base, columns, options, context.seed, scratch)
         history = _trl.fit(trainer, [row.length for row in rows], options, context, checkpoints)
     _trl.save(base, output)
