@@ -94,9 +94,10 @@ class ChoiceScorer:
                     continue
                 for leaf, part in zip(batch, values, strict=True):
                     scored.setdefault(leaf.job.requests[0].id, []).append((_piece(leaf), part))
-                clock.add(asked_tokens=sum(self._num_read(_piece(leaf)) for leaf in batch))
                 whole = [name for name, parts in scored.items() if _is_whole(parts)]
-                yield from [self._generation(scored.pop(name)) for name in whole]
+                replies = [self._generation(scored.pop(name)) for name in whole]
+                clock.add(asked_tokens=sum(reply.num_prompt_tokens or 0 for reply in replies))
+                yield from replies
 
     @torch.inference_mode()
     def _open(self, family: Family) -> Session:
