@@ -6,6 +6,7 @@ The seeds are fixed, so a comparison passes always or never. With other seeds on
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -55,6 +56,7 @@ def _leaves(engine: HfEngine, requests: list[Request]) -> list[Any]:
     return [leaf for family in plan_families(jobs) for leaf in family.leaves]
 
 
+@cache
 def drawn_by_generate(engine: HfEngine, sampling: Sampling) -> list[tuple[int, ...]]:
     ids = torch.tensor([encode_prompt(engine.tokenizer, TARGET)])
     ends = sorted(engine._parts.reader.stop_ids)

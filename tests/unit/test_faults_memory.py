@@ -127,8 +127,8 @@ def test_whatever_pass_fails_replies_and_counts_are_those_of_a_calm_run(kind: st
     that no batch is ever down to a row that cannot be halved."""
     engine = HfEngine(tiny_model(kind, tiny_tokenizer), tiny_tokenizer, batch_size=6)
     requests = [
-        Request(f"{p}/{n}", prompt, Sampling(2 + (5 * p) % 9, 0.9, ignore_eos=True), 10 * p + n)
-        for p, prompt in enumerate(judge_prompts(2, 3))
+        Request(f"{p}/{n}", prompt, Sampling(2 + (5 * p) % 11, 0.9, ignore_eos=True), 10 * p + n)
+        for p, prompt in enumerate(judge_prompts(2, 2))
         for n in range(2)
     ]
     with failing(engine.model, frozenset(), ON_GPU) as passes:
@@ -148,7 +148,7 @@ def test_whatever_pass_fails_replies_and_counts_are_those_of_a_calm_run(kind: st
 
 def test_whatever_pass_over_choices_fails_they_weigh_the_same() -> None:
     engine = engine_of("gpt2-digits", batch_size=16)
-    requests = [Request(f"r{p}", prompt, Sampling(1), 0, "Score: ", SCORES_10) for p, prompt in enumerate(judge_prompts(2, 2))]
+    requests = [Request(f"r{p}", prompt, Sampling(1), 0, "Score: ", SCORES_10) for p, prompt in enumerate(judge_prompts(1, 2))]
     with failing(engine.model, frozenset(), ON_CPU) as passes:
         _, calm, usage, _ = told(engine, requests)
     assert len(passes) > 5
