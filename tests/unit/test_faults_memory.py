@@ -121,26 +121,29 @@ def told(engine: HfEngine, requests: list[Request]) -> tuple[Any, ...]:
     return ids, replies, engine.take_usage(), engine.take_shortages()
 
 
-@pytest.mark.parametrize(("kind", "step"), [("llama", 1), ("bloom", 3)])
-def test_whatever_pass_fails_replies_and_counts_are_those_of_a_calm_run(kind: str, step: int, tiny_tokenizer: Any) -> None:
-    """Each forward pass in turn, of reading and of stepping, finds no memory. Two candidates of a prompt end together, so
-    that no batch is ever down to a row that cannot be halved."""
-    engine = HfEngine(tiny_model(kind, tiny_tokenizer), tiny_tokenizer, batch_size=6)
+@pytest.mark.parametrize(("kind", "candidates", "places"), [("llama", 2, 6), ("llama", 9, 64), ("bloom", 2, 6)])
+def test_whatever_pass_fails_replies_and_counts_are_those_of_a_calm_run(
+    kind: str, candidates: int, places: int, tiny_tokenizer: Any
+) -> None:
+    """Each forward pass in turn, of reading and of stepping, finds no memory: with few places, which rows leave and enter,
+    and with so many rows that one that has ended stays a while. The last two candidates of a prompt end together, so that no
+    batch is ever down to a row that cannot be halved."""
+    engine = HfEngine(tiny_model(kind, tiny_tokenizer), tiny_tokenizer, places)
     requests = [
-        Request(f"{p}/{n}", prompt, Sampling(2 + (5 * p) % 11, 0.9, ignore_eos=True), 10 * p + n)
+        Request(f"{p}/{n}", prompt, Sampling(2 + (5 * p) % 11 - (candidates > 2 and not n), 0.9, ignore_eos=True), 10 * p + n)
         for p, prompt in enumerate(judge_prompts(2, 2))
-        for n in range(2)
+        for n in range(candidates)
     ]
     with failing(engine.model, frozenset(), ON_GPU) as passes:
         ids, calm, usage, shortages = told(engine, requests)
     assert shortages == []
     assert usage.generated_tokens == sum(len(reply) for reply in ids.values())
     assert len(passes) > 12
-    for number in passes[::step]:
+    for number in passes:
         with failing(engine.model, frozenset({number}), ON_GPU):
             again, replies, spent, shortages = told(engine, requests)
         assert (again, replies) == (ids, calm), f"pass {number}"
-        assert [(shortage.most, shortage.num_rows <= 6) for shortage in shortages] == [(shortages[0].num_rows // 2, True)]
+        assert [(shortage.most, shortage.num_rows <= places) for shortage in shortages] == [(shortages[0].num_rows // 2, True)]
         # What was lost was asked and is handed over once, however often it was made; but it was read, and it took time.
         assert (spent.asked_tokens, spent.generated_tokens) == (usage.asked_tokens, usage.generated_tokens), f"pass {number}"
         assert spent.read_tokens >= usage.read_tokens
