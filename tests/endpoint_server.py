@@ -24,6 +24,8 @@ class Fault:
     body: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
+    held: bool = False
+    """Answer only after `release`: later than any time limit of the client, however slow the machine."""
     cut: bool = False
     """Close the connection in the middle of the body."""
 
@@ -73,6 +75,7 @@ class EndpointServer:
         self.calls: list[Call] = []
         self.most_at_a_time = 0
         self._now = 0
+        self._released = threading.Event()
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -85,12 +88,17 @@ class EndpointServer:
 
     def settings(self, **changes: Any) -> dict[str, Any]:
         """An endpoint section for this server, with waits that suit a test."""
-        return {"base_url": self.url, "model": "tiny", "backoff_s": 0.002, "timeout_s": 5.0, **changes}
+        return {"base_url": self.url, "model": "tiny", "backoff_s": 0.002, "timeout_s": 60.0, **changes}
 
     def endpoint(self, **changes: Any) -> EndpointConfig:
         return EndpointConfig(**self.settings(**changes))
 
+    def release(self) -> None:
+        """Let held answers go."""
+        self._released.set()
+
     def close(self) -> None:
+        self.release()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -147,6 +155,8 @@ class EndpointServer:
                 call = Call(self.path, headers, json.loads(raw), time.monotonic())
                 with server.at_work():
                     fault = server.take(call)
+                    if fault.held:
+                        server._released.wait()
                     time.sleep(fault.delay or server.delay_of(call.asked))
                     known = call.path in ("/v1/chat/completions", "/v1/completions")
                     body = (server.answer(call) if fault.body is None else fault.body) if known else "{}"

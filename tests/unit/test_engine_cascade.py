@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_hf import ARCHITECTURES, GREEDY, SMALL, WORDS, answers, chat, generated_by_hf, text_of, tiny_model, watched
+from engine_bench import ids_of
+from test_engine_hf import ARCHITECTURES, GREEDY, SMALL, WORDS, answers, chat, generated_by_hf, tiny_model, watched
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfreward.chat import encode_prompt
@@ -16,7 +17,11 @@ from selfreward.errors import EngineError
 from selfreward.types import Generation, Message, Request, Sampling
 
 RUBRIC = " ".join(WORDS * 3)
-SHARING = ("llama", "qwen2", "gpt2", "mistral", "gemma3_text")
+ALONE = {
+    "bloom": "attention in parts fails with AssertionError: a store that was read",
+    "lfm2": "its memory is more than keys and values",
+}
+"""Families that share nothing but equal prompts, and why."""
 
 
 def judge_prompts(instructions: int, candidates: int) -> list[tuple[Message, ...]]:
@@ -43,23 +48,24 @@ def engine(request: Any, tiny_tokenizer: Any) -> HfEngine:
 
 
 def test_families_that_can_share_do(engine: HfEngine) -> None:
-    problem = engine._parts.backend.problem
-    assert (problem is None) == (engine.model.config.model_type in SHARING), problem
+    problem, kind = engine._parts.backend.problem, engine.model.config.model_type
+    assert problem is None if kind not in ALONE else str(problem).startswith(ALONE[kind]), problem
 
 
 def test_shared_beginnings_change_no_greedy_reply(engine: HfEngine) -> None:
     prompts = judge_prompts(3, 4)
-    replies = answers(engine, [Request(str(i), prompt, GREEDY, i) for i, prompt in enumerate(prompts)])
+    ids = ids_of(engine, [Request(str(i), prompt, GREEDY, i) for i, prompt in enumerate(prompts)])
     for index, prompt in enumerate(prompts):
-        assert replies[str(index)].text == text_of(engine, generated_by_hf(engine, prompt, GREEDY.max_tokens))
+        assert ids[str(index)] == generated_by_hf(engine, prompt, GREEDY.max_tokens)
 
 
 def test_rows_that_enter_later_say_what_they_would_have_said_alone(engine: HfEngine) -> None:
     requests = ragged(judge_prompts(4, 3))
     small = HfEngine(engine.model, engine.tokenizer, batch_size=7)
-    assert answers(small, requests) == answers(engine, requests)
-    alone = {request.id: answers(engine, [request])[request.id] for request in requests[::5]}
-    assert {name: answers(small, requests)[name] for name in alone} == alone
+    few = ids_of(small, requests)
+    assert few == ids_of(engine, requests)
+    alone = {request.id: ids_of(engine, [request])[request.id] for request in requests[::5]}
+    assert {name: few[name] for name in alone} == alone
 
 
 def test_what_is_shared_is_read_once(tiny_tokenizer: Any) -> None:
@@ -143,9 +149,10 @@ def test_half_precision_serves_too(tiny_tokenizer: Any) -> None:
 
 
 def test_a_model_whose_attention_cannot_be_parted_is_told(tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    engine = HfEngine(tiny_model("bloom", tiny_tokenizer), tiny_tokenizer, batch_size=4)
-    assert engine._parts.backend.problem
-    assert "prompts of one call share nothing but equal prompts" in caplog.text
+    for kind, why in ALONE.items():
+        caplog.clear()
+        HfEngine(tiny_model(kind, tiny_tokenizer), tiny_tokenizer, batch_size=4)
+        assert f"prompts of one call share nothing but equal prompts: {why}" in caplog.text
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -181,16 +188,15 @@ def test_windows_that_an_attention_does_not_tell_are_not_shared(tiny_tokenizer: 
     }
     config = AutoConfig.for_model(
         "qwen2_moe", vocab_size=len(tiny_tokenizer), initializer_range=0.3, **SMALL, **experts,
-        use_sliding_window=True, sliding_window=16, max_window_layers=0,
+        use_sliding_window=True, sliding_window=16, layer_types=["sliding_attention", "full_attention"],
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = AutoModelForCausalLM.from_config(config).eval()
     engine = HfEngine(model, tiny_tokenizer, batch_size=8)
-    assert engine._parts.backend.problem is not None
+    assert engine._parts.backend.problem == "its layers see ['16', 'None'] positions back, which its attention does not say"
     for prompt in judge_prompts(1, 2):
-        reply = answers(engine, [Request("a", prompt, GREEDY, 0)])["a"]
-        assert reply.text == text_of(engine, generated_by_hf(engine, prompt, GREEDY.max_tokens))
+        assert ids_of(engine, [Request("a", prompt, GREEDY, 0)])["a"] == generated_by_hf(engine, prompt, GREEDY.max_tokens)
 
 
 def test_stores_that_grew_stay_inside_the_budget(tiny_tokenizer: Any) -> None:

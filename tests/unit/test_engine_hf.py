@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_bench import ids_of, said
 from scipy.stats import chisquare
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -30,6 +31,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     # A window shorter than the prompts, on every layer and on some.
     "mistral": {**SMALL, "sliding_window": 8},
     "gemma3_text": {**SMALL, "head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen3": {**SMALL, "head_dim": 16},
+    # Caps low enough to be felt: on attention and on the logits.
+    "gemma2": {
+        **SMALL, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 8.0,
+    },
+    "phi3": {**SMALL, "sliding_window": 8},
+    "mixtral": {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2},
     # No position_ids, and positions from the attention mask.
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
     # Short convolutions beside attention: not plain keys and values.
@@ -111,12 +120,14 @@ def next_token_probabilities(engine: HfEngine, ids: Sequence[int]) -> torch.Tens
 def test_greedy_replies_equal_those_of_generate(kind: str, tiny_tokenizer: Any) -> None:
     engine = HfEngine(tiny_model(kind, tiny_tokenizer), tiny_tokenizer, batch_size=5)
     prompts = ragged_prompts(8)
-    replies = answers(engine, [Request(str(i), prompt, GREEDY, seed=i) for i, prompt in enumerate(prompts)])
+    with said() as ids:
+        replies = answers(engine, [Request(str(i), prompt, GREEDY, seed=i) for i, prompt in enumerate(prompts)])
     lengths = set()
     for index, prompt in enumerate(prompts):
         expected = generated_by_hf(engine, prompt, GREEDY.max_tokens)
         reply = replies[str(index)]
-        assert reply.text == text_of(engine, expected), f"prompt {index}"
+        assert ids[str(index)] == expected, f"prompt {index}"
+        assert reply.text == text_of(engine, expected)
         assert reply.num_tokens == len(expected)
         assert reply.num_prompt_tokens == len(encode_prompt(tiny_tokenizer, prompt))
         has_ended = expected[-1] in tiny_tokenizer.all_special_ids
@@ -130,16 +141,16 @@ def test_rows_that_end_at_different_steps_leave_the_others_alone(engine: HfEngin
     prompts = ragged_prompts(24, longest=12)
     limits = [rng.randint(1, 20) for _ in prompts]
     requests = [Request(str(i), p, Sampling(n, temperature=0), 0) for i, (p, n) in enumerate(zip(prompts, limits, strict=True))]
-    replies = answers(engine, requests)
+    ids = ids_of(engine, requests)
     for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-        assert replies[str(index)].text == text_of(engine, generated_by_hf(engine, prompt, limit))
+        assert ids[str(index)] == generated_by_hf(engine, prompt, limit)
 
 
 def test_long_replies_outgrow_the_first_slots(engine: HfEngine) -> None:
     prompts = ragged_prompts(3)
-    replies = answers(engine, [Request(str(i), p, Sampling(150, temperature=0), 0) for i, p in enumerate(prompts)])
+    ids = ids_of(engine, [Request(str(i), p, Sampling(150, temperature=0), 0) for i, p in enumerate(prompts)])
     for index, prompt in enumerate(prompts):
-        assert replies[str(index)].text == text_of(engine, generated_by_hf(engine, prompt, 150))
+        assert ids[str(index)] == generated_by_hf(engine, prompt, 150)
 
 
 def test_plain_text_is_continued_without_a_template(engine: HfEngine) -> None:

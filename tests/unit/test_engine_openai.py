@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -154,11 +153,10 @@ def test_what_may_pass_is_tried_again(server: EndpointServer, fault: Fault) -> N
 
 
 def test_a_slow_answer_is_given_up_and_tried_again(server: EndpointServer) -> None:
-    server.faults = [Fault(delay=5.0)]
-    started = time.monotonic()
-    assert one(server, timeout_s=0.5).text == "heard question 0"
-    assert 0.5 <= time.monotonic() - started < 4
-    assert len(server.calls) == 2
+    server.faults = [Fault(held=True)]
+    # A slow machine may not be in time for the next answers either.
+    assert one(server, timeout_s=0.5, max_retries=99).text == "heard question 0"
+    assert len(server.calls) >= 2
 
 
 @pytest.mark.parametrize(
@@ -172,13 +170,13 @@ def test_a_slow_answer_is_given_up_and_tried_again(server: EndpointServer) -> No
         (answer({"message": {"content": "a"}, "finish_reason": "tool_calls"}), "finish_reason is not stop.*: 'tool_calls'"),
         (answer({"message": {"content": None}, "finish_reason": "stop"}), "content is no text: None"),
         (Fault(cut=True), "the connection failed"),
-        (Fault(delay=0.3), r"no whole answer in time \(endpoints\.far\.timeout_s=0\.1\)"),
+        (Fault(held=True), r"no whole answer in time \(endpoints\.far\.timeout_s=0\.1\)"),
     ],
 )
 def test_what_does_not_pass_is_named(server: EndpointServer, fault: Fault, said: str) -> None:
     server.faults = [fault] * 3
-    message = failure(server, max_retries=2, timeout_s=0.1)
-    assert len(server.calls) == 3
+    message = failure(server, max_retries=2, **({"timeout_s": 0.1} if fault.held else {}))
+    assert len(server.calls) == 3 or fault.held, "who gives up early may do so before the server has read a request"
     assert message.startswith("endpoint 'far' gave no reply to request 'r0' in 3 tries")
     assert re.search(said, message), message
 
@@ -197,15 +195,15 @@ def test_waits_grow(server: EndpointServer) -> None:
     one(server, backoff_s=0.05)
     waits = [after.time - before.time for before, after in pairwise(server.calls)]
     assert [wait >= backoff("r0", attempt, 0.05, 120) for attempt, wait in enumerate(waits)] == [True] * 3
-    assert sum(waits) < 5
+    assert sum(waits) < 50
 
 
 def test_the_server_says_how_long_to_wait(server: EndpointServer) -> None:
     server.faults = [refusal(429, "slow down", retry_after="0.2"), refusal(503, "wait", retry_after_ms="150")]
     one(server, backoff_s=0.001)
     waits = [after.time - before.time for before, after in pairwise(server.calls)]
-    assert 0.2 <= waits[0] < 5
-    assert 0.15 <= waits[1] < 5
+    assert 0.2 <= waits[0] < 50
+    assert 0.15 <= waits[1] < 50
 
 
 def test_a_server_that_wants_too_long_a_wait_stops_the_run(server: EndpointServer) -> None:
@@ -252,11 +250,13 @@ def test_a_filtered_prompt_is_the_requests_own_error(server: EndpointServer) -> 
 
 
 def test_replies_come_as_they_are_ready_and_not_too_many_at_a_time(server: EndpointServer) -> None:
-    server.delay_of = lambda asked: 1.0 if asked == "question 0" else 0.1
+    server.faults_of = {"question 0": [Fault(held=True)], "question 1": [Fault(held=True)]}
+    server.delay_of = lambda asked: 0.02
     with OpenAIEngine("far", server.endpoint(max_concurrency=3)) as engine:
-        order = [reply.request_id for reply in engine.generate([ask(number) for number in range(9)])]
-    assert sorted(order) == [f"r{number}" for number in range(9)]
-    assert order[-1] == "r0"
+        coming = engine.generate([ask(number) for number in range(9)])
+        assert sorted(next(coming).request_id for _ in range(7)) == [f"r{number}" for number in range(2, 9)]
+        server.release()
+        assert sorted(reply.request_id for reply in coming) == ["r0", "r1"]
     assert server.most_at_a_time == 3
 
 
@@ -272,22 +272,20 @@ def test_retried_requests_change_neither_replies_nor_counts(server: EndpointServ
 
 def test_a_failure_ends_what_is_on_its_way(server: EndpointServer) -> None:
     server.faults_of["question 0"] = [refusal(401, "who are you")]
-    server.delay_of = lambda asked: 0.05
+    server.faults_of["question 1"] = [Fault(held=True)]
     failure(server, [ask(number) for number in range(50)], max_concurrency=2)
-    assert len(server.calls) < 6
+    assert len(server.calls) <= 2
 
 
 def test_an_iterator_that_is_dropped_stops_asking(server: EndpointServer) -> None:
-    server.delay_of = lambda asked: 0.03
+    server.faults_of = {f"question {number}": [Fault(held=True)] for number in range(1, 50)}
     with OpenAIEngine("far", server.endpoint(max_concurrency=2)) as engine:
         wanted = engine.generate([ask(number) for number in range(50)])
-        next(iter(wanted))
+        assert next(iter(wanted)).request_id == "r0"
         wanted.close()  # type: ignore[attr-defined]
-        time.sleep(0.1)  # what was written to a socket before may still arrive
-        asked = len(server.calls)
-        time.sleep(0.1)
-        assert len(server.calls) == asked < 8
+        assert (asked := engine.num_requests) <= 3
         assert [reply.text for reply in engine.generate([ask(99)])] == ["heard question 99"], "the engine still works"
+        assert engine.num_requests == asked + 1
 
 
 def test_a_closed_engine_says_so(server: EndpointServer) -> None:

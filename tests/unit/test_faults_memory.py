@@ -1,5 +1,6 @@
 """Out of memory while replies are generated: the batch is halved, it is said, and the replies are the same."""
 
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from engine_bench import failing, said
 from stage_bench import Stages, record
+from test_engine_cascade import judge_prompts
 from test_engine_choices import SCORES_10, engine_of
 from test_engine_hf import answers, ragged_prompts, tiny_model
 
 from selfreward.artifacts import Run, Stage
+from selfreward.engines._cascade_memory import Memory
+from selfreward.engines._runner import SlotMemory
 from selfreward.engines.asking import collect
 from selfreward.engines.hf import HfEngine
 from selfreward.errors import EngineError
@@ -106,6 +111,75 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(engine: HfEngine) -> No
     with room_for(engine.model, 2, RuntimeError("shapes differ")), pytest.raises(RuntimeError, match="shapes differ"):
         answers(engine, wanted(4))
     assert engine.take_shortages() == []
+
+
+def told(engine: HfEngine, requests: list[Request]) -> tuple[Any, ...]:
+    """Token ids, replies, usage and shortages of one call."""
+    engine.take_usage()
+    with said() as ids:
+        replies = answers(engine, requests)
+    return ids, replies, engine.take_usage(), engine.take_shortages()
+
+
+@pytest.mark.parametrize(("kind", "candidates", "places"), [("llama", 2, 6), ("llama", 9, 64), ("bloom", 2, 6)])
+def test_whatever_pass_fails_replies_and_counts_are_those_of_a_calm_run(
+    kind: str, candidates: int, places: int, tiny_tokenizer: Any
+) -> None:
+    """Each forward pass in turn, of reading and of stepping, finds no memory: with few places, which rows leave and enter,
+    and with so many rows that one that has ended stays a while. The last two candidates of a prompt end together, so that no
+    batch is ever down to a row that cannot be halved."""
+    engine = HfEngine(tiny_model(kind, tiny_tokenizer), tiny_tokenizer, places)
+    requests = [
+        Request(f"{p}/{n}", prompt, Sampling(2 + (5 * p) % 11 - (candidates > 2 and not n), 0.9, ignore_eos=True), 10 * p + n)
+        for p, prompt in enumerate(judge_prompts(2, 2))
+        for n in range(candidates)
+    ]
+    with failing(engine.model, frozenset(), ON_GPU) as passes:
+        ids, calm, usage, shortages = told(engine, requests)
+    assert shortages == []
+    assert usage.generated_tokens == sum(len(reply) for reply in ids.values())
+    assert len(passes) > 12
+    for number in passes:
+        with failing(engine.model, frozenset({number}), ON_GPU):
+            again, replies, spent, shortages = told(engine, requests)
+        assert (again, replies) == (ids, calm), f"pass {number}"
+        assert [(shortage.most, shortage.num_rows <= places) for shortage in shortages] == [(shortages[0].num_rows // 2, True)]
+        # What was lost was asked and is handed over once, however often it was made; but it was read, and it took time.
+        assert (spent.asked_tokens, spent.generated_tokens) == (usage.asked_tokens, usage.generated_tokens), f"pass {number}"
+        assert spent.read_tokens >= usage.read_tokens
+
+
+def test_whatever_pass_over_choices_fails_they_weigh_the_same() -> None:
+    engine = engine_of("gpt2-digits", batch_size=16)
+    requests = [Request(f"r{p}", prompt, Sampling(1), 0, "Score: ", SCORES_10) for p, prompt in enumerate(judge_prompts(1, 2))]
+    with failing(engine.model, frozenset(), ON_CPU) as passes:
+        _, calm, usage, _ = told(engine, requests)
+    assert len(passes) > 5
+    for number in passes:
+        with failing(engine.model, frozenset({number}), ON_CPU):
+            _, replies, spent, shortages = told(engine, requests)
+        assert len(shortages) == 1
+        assert spent.asked_tokens == usage.asked_tokens
+        for name, reply in calm.items():
+            assert replies[name].choice_logprobs == pytest.approx(reply.choice_logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("number", [1, 6])
+@pytest.mark.parametrize("kind", ["llama", "bloom"])
+def test_what_did_not_fit_is_given_back_before_less_is_tried(kind: str, number: int, tiny_tokenizer: Any) -> None:
+    class Held(list[Any]):
+        """Shortages, and how many memories of rows there were when each was told."""
+
+        def append(self, shortage: Any) -> None:
+            super().append(sum(isinstance(item, Memory | SlotMemory) for item in gc.get_objects()))
+
+    engine = HfEngine(tiny_model(kind, tiny_tokenizer), tiny_tokenizer, batch_size=6)
+    gc.collect()
+    before = sum(isinstance(item, Memory | SlotMemory) for item in gc.get_objects())
+    engine._shortages = held = Held()
+    with failing(engine.model, frozenset({number}), ON_GPU):
+        answers(engine, wanted(4))
+    assert list(held) == [before]
 
 
 class ShortEngine(HfEngine):

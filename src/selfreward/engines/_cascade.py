@@ -28,9 +28,12 @@ _LEAST = 1e-30
 """Stands for a sum of nothing where it is divided by."""
 _LN_2 = math.log(2)
 _KNOWN = frozenset(
-    {"scaling", "softcap", "sliding_window", "dropout", "position_ids", "is_causal", "use_cache", "output_attentions"}
-)
-"""Settings of an attention that are heeded here, or mean nothing without training, caches and masks."""
+    {
+        "scaling", "softcap", "sliding_window", "dropout", "position_ids", "is_causal", "use_cache", "output_attentions",
+        "output_router_logits",
+    }
+)  # fmt: skip
+"""Settings of an attention that are heeded here, or mean nothing to it: those of training, caches, masks and experts."""
 
 
 @dataclass(frozen=True)

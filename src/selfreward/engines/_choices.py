@@ -85,6 +85,8 @@ class ChoiceScorer:
                 began, read = time.perf_counter(), session.num_read if session else 0
                 session = session or fitting.attempt(self._open, family)
                 values = fitting.attempt(self.score, session, batch) if session else None
+                num_read = session.num_read - read if session else 0
+                clock.add(read_tokens=num_read, prefill_seconds=time.perf_counter() - began)
                 if session is None or values is None:
                     session = None
                     waiting.extendleft(reversed(batch))
@@ -92,11 +94,10 @@ class ChoiceScorer:
                     continue
                 for leaf, part in zip(batch, values, strict=True):
                     scored.setdefault(leaf.job.requests[0].id, []).append((_piece(leaf), part))
-                asked = sum(self._num_read(_piece(leaf)) for leaf in batch)
-                seconds = time.perf_counter() - began
-                clock.add(asked_tokens=asked, read_tokens=session.num_read - read, prefill_seconds=seconds)
                 whole = [name for name, parts in scored.items() if _is_whole(parts)]
-                yield from [self._generation(scored.pop(name)) for name in whole]
+                replies = [self._generation(scored.pop(name)) for name in whole]
+                clock.add(asked_tokens=sum(reply.num_prompt_tokens or 0 for reply in replies))
+                yield from replies
 
     @torch.inference_mode()
     def _open(self, family: Family) -> Session:

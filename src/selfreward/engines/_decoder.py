@@ -8,6 +8,7 @@ shape: R rows, V vocabulary.
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,15 @@ class Clock:
         """What was added since the last call."""
         taken, self.usage = self.usage, Usage()
         return taken
+
+    @contextmanager
+    def timing(self, phase: str) -> Iterator[None]:
+        """Adds the wall time spent inside to `phase`, a name of Usage; what ends for lack of memory took time too."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(**{phase: time.perf_counter() - began})
 
 
 def decode_family(parts: Parts, family: Family, budget: Budget, fitting: Fitting, clock: Clock) -> Iterator[Generation]:
@@ -122,30 +132,45 @@ class _Batch:
         if self._may_enter(most):
             self._entering = self._next(waiting, most)
             if self._entering:
-                self._enter()
-        assert self._logits_RV is not None, "no rows"
-        began = time.perf_counter()
-        ids_R, logprobs_R = self._sampler.draw(self._logits_RV)
-        tokens = ids_R.tolist()
-        logprobs = [None] * len(tokens) if logprobs_R is None else logprobs_R.tolist()
-        num_new = 0
-        for row, token, logprob in zip(self._rows, tokens, logprobs, strict=True):
-            if not row.is_done:
-                row.add(token, logprob)
-                num_new += 1
-                if row.is_done:
-                    self._done.append(row.generation())
-        ids_R = self._drop_ended(ids_R, bool(waiting), most)
-        if self._rows:
-            assert self._session is not None, "rows have a session"
-            self._logits_RV = self._session.step(ids_R)
-        self._clock.add(generated_tokens=num_new, decode_seconds=time.perf_counter() - began)
+                read = self._num_read
+                try:
+                    with self._clock.timing("prefill_seconds"):
+                        self._enter()
+                finally:
+                    self._clock.add(read_tokens=self._num_read - read)
+        with self._clock.timing("decode_seconds"):
+            self._grow(bool(waiting), most)
         return True
 
     def take_done(self) -> list[Generation]:
         """Replies that have ended since the last call."""
         taken, self._done = self._done, []
         return taken
+
+    @property
+    def _num_read(self) -> int:
+        return 0 if self._session is None else self._session.num_read
+
+    def _grow(self, is_waited_for: bool, most: int) -> None:
+        """One token more for every row, and the logits of the next ones."""
+        assert self._logits_RV is not None, "no rows"
+        ids_R, logprobs_R = self._sampler.draw(self._logits_RV)
+        tokens = ids_R.tolist()
+        logprobs = [None] * len(tokens) if logprobs_R is None else logprobs_R.tolist()
+        for row, token, logprob in zip(self._rows, tokens, logprobs, strict=True):
+            if not row.is_done:
+                row.add(token, logprob)
+                if row.is_done:
+                    self._finish(row)
+        ids_R = self._drop_ended(ids_R, is_waited_for, most)
+        if self._rows:
+            assert self._session is not None, "rows have a session"
+            self._logits_RV = self._session.step(ids_R)
+
+    def _finish(self, row: Reply) -> None:
+        """Hand a reply over. Only here its tokens count: those of rows that lose their memory are made again."""
+        self._done.append(reply := row.generation())
+        self._clock.add(asked_tokens=reply.num_prompt_tokens, generated_tokens=reply.num_tokens)
 
     def _may_enter(self, most: int) -> bool:
         if not self._rows:
@@ -197,11 +222,10 @@ class _Batch:
 
     def _enter(self) -> None:
         """Read the entering prompts; their rows stand behind those in work."""
-        began, parts = time.perf_counter(), self._parts
+        parts = self._parts
         if self._session is None:
             most_new = max(self._most_new(leaf) for leaf in self._family.leaves)
             self._session = parts.backend.open(self._family.root, most_new)
-        read = self._session.num_read if self._rows or self._logits_RV is not None else 0
         logits_RV = self._session.admit(self._entering)
         added = [
             Reply.begin(request, leaf.job.ids, parts.context_length, parts.reader)
@@ -213,13 +237,7 @@ class _Batch:
         self._rows += added
         self._most_rows = max(self._most_rows, len(self._rows))
         self._leaf_of += [leaf for leaf in self._entering for _ in leaf.job.requests]
-        asked = sum(len(leaf.job.ids) * leaf.num_rows for leaf in self._entering)
         self._entering = []
-        self._clock.add(
-            asked_tokens=asked,
-            read_tokens=self._session.num_read - read,
-            prefill_seconds=time.perf_counter() - began,
-        )
 
     def _drop_ended(self, ids_R: torch.Tensor, is_waited_for: bool, most: int) -> torch.Tensor:
         """Take rows that have ended out, once they are many or keep others waiting; the tokens of those that are left."""

@@ -22,7 +22,8 @@ class Shortage:
 class Usage:
     """What an engine did since it was last asked. `asked_tokens`: tokens of all prompts, each counted for each of its
     requests; `read_tokens`: prompt tokens that the model really read, shared beginnings once; `generated_tokens`: tokens of
-    all replies. Seconds are wall time; engines that cannot tell the two phases apart count all of it as decoding.
+    all replies. Seconds are wall time; engines that cannot tell the two phases apart count all of it as decoding. Work that a
+    lack of memory lost counts in what was read and in the seconds, not in what was asked and generated.
     """
 
     asked_tokens: int = 0
