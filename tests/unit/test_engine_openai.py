@@ -177,7 +177,7 @@ def test_what_does_not_pass_is_named(server: EndpointServer, fault: Fault, said:
     server.faults = [fault] * 3
     message = failure(server, max_retries=2, **({"timeout_s": 0.1} if fault.held else {}))
     assert len(server.calls) == 3 or fault.held, "who gives up early may do so before the server has read a request"
-    assert message.startswith("endpoint 'far' gave no reply to request 'r0' in 3 tries")
+    assert message.startswith(f"endpoint 'far' at {server.url.removesuffix('/v1')} gave no reply to request 'r0' in 3 tries")
     assert re.search(said, message), message
 
 

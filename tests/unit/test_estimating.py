@@ -177,7 +177,11 @@ def test_the_table_fits_into_80_columns():
     shown = render_estimate(
         {
             "start_seconds": 3.0,
-            "stages": [{"stage": "round/judgements", "times": 3, **row}, {"stage": "sft", "times": 1, **row, "asked": 0}],
+            "stages": [
+                {"stage": "round/judgements", "times": 3, **row},
+                {"stage": "m1/evals", "times": 1, **row, "seconds": 0.0},
+                {"stage": "sft", "times": 1, **row, "asked": 0},
+            ],
             "total": {**row, "low": 1.0, "high": 9e9},
             "memory": {
                 "num_parameters": 10**10,
@@ -199,7 +203,7 @@ def test_the_table_fits_into_80_columns():
     assert max(map(len, shown.splitlines())) <= 80
     flat = " ".join(shown.split())
     for text in (
-        "round/judgements x 3", "4 stages finished before: not counted", "time of endpoint:far is not known and not counted",
+        "round/judgements x 3", "? sft", "time: at least", "93.13 GiB generating", "4 stages finished before: not counted", "time of endpoint:far is not known and not counted",
         "judge 1 tokens/s read, - written (9 rows, less than a batch)", "dpo 3 tokens/s trained on (9 rows)",
     ):  # fmt: skip
         assert text in flat, text

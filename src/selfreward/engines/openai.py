@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from selfreward.config import MAX_STOPS, Config, EndpointConfig
 from selfreward.engines._loop import LoopThread
@@ -220,7 +221,8 @@ class OpenAIEngine(Engine):
             if attempt < endpoint.max_retries:
                 await asyncio.sleep(wait)
         raise EngineError(
-            f"endpoint {self._name!r} gave no reply to request {request.id!r} in {endpoint.max_retries + 1} tries, at last: "
+            f"endpoint {self._name!r} at {_host(endpoint.base_url)} gave no reply to request {request.id!r} in "
+            f"{endpoint.max_retries + 1} tries, at last: "
             f"{problem}; see endpoints.{self._name}.* (base_url, timeout_s, max_retries)"
         )
 
@@ -323,3 +325,9 @@ def _headers(key: str | None) -> dict[str, Any]:
         "OpenAI-Organization": Omit(),
         "OpenAI-Project": Omit(),
     }
+
+
+def _host(base_url: str) -> str:
+    """Where it is, without what a URL may carry besides (a name, a password)."""
+    parts = urlsplit(base_url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -9,11 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from selfreward.preflight.space import in_bytes
 from selfreward.report.page import duration
 from selfreward.texts import counted
 
 Json = Mapping[str, Any]
+GIB = 2**30
 MANY = 10**7
 """From here on tokens are written in millions."""
 
@@ -40,7 +40,8 @@ def render_estimate(estimate: Json, width: int = 80) -> str:
 
 def _cells(row: Json) -> list[str]:
     tokens = [_tokens(row[name]) if row[name] else "-" for name in ("asked", "read", "written", "trained")]
-    return [*tokens, duration(row["seconds"])]
+    is_known = row["seconds"] > 0 or not any(row[name] for name in ("asked", "written", "trained"))
+    return [*tokens, duration(row["seconds"]) if is_known else "?"]
 
 
 def _tokens(number: int) -> str:
@@ -52,20 +53,26 @@ def _lines(estimate: Json) -> Iterator[str]:
     total, memory = estimate["total"], estimate["memory"]
     if estimate["num_finished"]:
         yield f"{counted(estimate['num_finished'], 'stage')} finished before: not counted"
-    yield f"time: about {duration(total['seconds'])} ({duration(total['low'])} to {duration(total['high'])})"
+    about = "at least" if estimate["uncounted"] else "about"
+    yield f"time: {about} {duration(total['seconds'])} ({duration(total['low'])} to {duration(total['high'])})"
     if estimate["uncounted"]:
         yield f"time of {', '.join(estimate['uncounted'])} is not known and not counted; their tokens are"
     training = (
-        f"{in_bytes(memory['training'])} training, of these {in_bytes(memory['training_state'])} for weights, gradients and "
+        f"{_gib(memory['training'])} training, of these {_gib(memory['training_state'])} for weights, gradients and "
         f"moments of {memory['num_parameters']:,} parameters"
     )
     yield (
-        f"memory ({memory['where']}, the whole process): {in_bytes(memory['generating'])} generating, "
+        f"memory ({memory['where']}, the whole process): {_gib(memory['generating'])} generating, "
         + (training if memory["training"] else "no training is left")
     )
     for line in estimate["assumed"]:
         yield f"assumed: {line}"
     yield f"rehearsed for {estimate['calibration_seconds']:.0f} s: {'; '.join(map(_speed, estimate['speeds']))}"
+
+
+def _gib(number: float) -> str:
+    """As the run's own costs tell memory."""
+    return f"{number / GIB:.2f} GiB"
 
 
 def _speed(row: Json) -> str:
