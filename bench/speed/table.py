@@ -10,7 +10,7 @@ from speed.contest import Rates
 from speed.roofline import Limit
 
 WIDTH = 80
-COLUMNS = (("workload", 17), ("model", 5), ("unit", 7), ("ours", 8), ("peer", 8), ("peer is", 17), ("ratio", 6), ("limit", 5))
+COLUMNS = (("workload", 18), ("model", 5), ("unit", 6), ("ours", 8), ("peer", 8), ("peer is", 17), ("ratio", 6), ("limit", 5))
 """Heads and widths; one space between them."""
 
 

@@ -203,7 +203,8 @@ def test_the_table_fits_into_80_columns():
     assert max(map(len, shown.splitlines())) <= 80
     flat = " ".join(shown.split())
     for text in (
-        "round/judgements x 3", "? sft", "time: at least", "93.13 GiB generating", "4 stages finished before: not counted", "time of endpoint:far is not known and not counted",
+        "round/judgements x 3", "? sft", "time: at least", "93.13 GiB generating",
+        "4 stages finished before: not counted", "time of endpoint:far is not known and not counted",
         "judge 1 tokens/s read, - written (9 rows, less than a batch)", "dpo 3 tokens/s trained on (9 rows)",
     ):  # fmt: skip
         assert text in flat, text
