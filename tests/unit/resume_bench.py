@@ -1,10 +1,9 @@
 """What tests of resumed trainings share: trainings that are cut off, and the ones that are not."""
 
-import logging
 from contextlib import contextmanager
 
 from steps_bench import Calling
-from training_reference import dpo_options, examples, pairs, sft_options
+from training_reference import Log, dpo_options, examples, pairs, sft_options
 
 from selfreward.stopping import Stop
 from selfreward.storage import hash_model
@@ -40,19 +39,6 @@ class Steps:
 
     def say(self, text):
         self.said.append(text)
-
-
-class Log(logging.Handler):
-    """A logger's messages."""
-
-    def __init__(self):
-        super().__init__()
-        self.messages = []
-        self.logger = logging.Logger("test")
-        self.logger.addHandler(self)
-
-    def emit(self, record):
-        self.messages.append(record.getMessage())
 
 
 class Bench:

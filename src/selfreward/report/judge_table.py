@@ -88,7 +88,7 @@ def _head(summary: Mapping[str, Any]) -> Table:
     table.add_row("judged", _listed(counts))
     if "unscored" in summary:
         table.add_row("scored", _coverage(counts, summary["unscored"]))
-    table.add_row("tokens", f"{summary['tokens']['prompt']:,} read, {summary['tokens']['generated']:,} written")
+    table.add_row("tokens", f"{summary['tokens']['prompt']:,} asked, {summary['tokens']['generated']:,} written")
     if summary["out"]:
         table.add_row("written to", summary["out"])
     return table

@@ -99,7 +99,7 @@ def _facts(run_dir: RunDir, config: Config, summary: Json) -> Iterator[tuple[str
     yield "judge", models[0] if len(judges) == 1 else " + ".join(map(_seat, models, judges))
     yield "random seed", str(config.random_seed)
     yield "time", duration(summary["seconds"])
-    yield "tokens", f"{summary['tokens']['prompt']:,} read, {summary['tokens']['generated']:,} written"
+    yield "tokens", f"{summary['tokens']['prompt']:,} asked, {summary['tokens']['generated']:,} written"
 
 
 def _seat(model: str, member: PanelMember) -> str:
