@@ -35,7 +35,7 @@ SAME_LAYER = {
     ("storage", "disk"): "a file that cannot be written says why",
     ("judging", "rubrics"): "judging fills rubrics and reads replies with their patterns",
     ("sources", "filters"): "both count words; filters says what a word is",
-    ("training", "engines"): "both load a model folder; engines.loading does it",
+    ("training", "engines"): "both load a model folder and meet a full memory; engines does both",
     ("engines", "lab"): "model.path=lab names the embedded model's folder",
     ("cli", "estimating"): "a command runs it",
     ("cli", "eval_commands"): "a group of commands in a file of its own",

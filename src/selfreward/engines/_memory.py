@@ -60,7 +60,7 @@ class Fitting:
         try:
             return work(*arguments)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         return None
 
@@ -78,7 +78,7 @@ class Fitting:
         self._told(Shortage(num_rows, self.most, longest))
 
 
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """PyTorch has a class for a full GPU, but for a full main memory only a message."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True

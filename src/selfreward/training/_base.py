@@ -18,6 +18,7 @@ import torch
 from torch.nn.modules.dropout import _DropoutNd
 
 from selfreward.config import OptimConfig
+from selfreward.engines._memory import is_out_of_memory
 from selfreward.engines.chatml import Added
 from selfreward.engines.loading import load_chat_model, pick_device
 from selfreward.errors import ConfigError, SelfRewardError, TrainingError
@@ -27,7 +28,6 @@ from selfreward.training.common import TrainContext
 _RATE = re.compile(r"(^|_)(dropout|pdrop)(_p|_prob|_rate|_ratio)?$")
 """Attributes of modules that are rates of dropout: dropout, attention_dropout, resid_pdrop, attn_dropout_p, ..."""
 _OTHER_NOISE = re.compile(r"layerdrop|jitter")
-_FULL = ("not enough memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,6 @@ def errors_told(kind: str, options: OptimConfig) -> Iterator[None]:
                 f"an operation of this model does not repeat its results on a GPU: {error}; set engine.device to cpu"
             ) from error
         raise
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has a class for a full GPU, but for a full main memory only a message."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _FULL)
 
 
 def is_unrepeatable(error: BaseException) -> bool:

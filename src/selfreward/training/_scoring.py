@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from selfreward.engines._memory import is_out_of_memory
 from selfreward.errors import ConfigError
-from selfreward.training._base import is_out_of_memory, is_unrepeatable
+from selfreward.training._base import is_unrepeatable
 from selfreward.training._packing import ATTENTION, Packed, attention, pack
 from selfreward.training.common import Row
 
