@@ -9,11 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from selfreward.report.cost import GIB
 from selfreward.report.page import duration
 from selfreward.texts import counted
 
 Json = Mapping[str, Any]
-GIB = 2**30
 MANY = 10**7
 """From here on tokens are written in millions."""
 
