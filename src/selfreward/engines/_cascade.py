@@ -129,7 +129,7 @@ class Part:
 
 def look(q_NHD: torch.Tensor, parts: Sequence[Part], rule: Rule) -> torch.Tensor:
     """What the new tokens see in all parts together, shape N, H, D."""
-    outputs, logs = zip(*(_look_at(q_NHD, part, rule) for part in parts), strict=True)
+    outputs, logs = zip(*(look_at(q_NHD, part, rule) for part in parts), strict=True)
     if len(parts) == 1:
         return outputs[0]  # type: ignore[no-any-return]
     weight = torch.stack(logs).softmax(0).to(q_NHD.dtype)[..., None]
@@ -139,7 +139,7 @@ def look(q_NHD: torch.Tensor, parts: Sequence[Part], rule: Rule) -> torch.Tensor
     return total
 
 
-def _look_at(q_NHD: torch.Tensor, part: Part, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
+def look_at(q_NHD: torch.Tensor, part: Part, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
     """One part's result, shape N, H, D, and the logarithm of its sum of exponentials, shape N, H."""
     _, num_heads, size = q_NHD.shape
     num_kv = part.keys.shape[1]

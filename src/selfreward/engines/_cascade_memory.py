@@ -9,13 +9,16 @@ group, K key-value heads, L tokens of a store, D head size, V vocabulary.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 
+from selfreward.engines import _kernels
 from selfreward.engines._cache import FIRST_SLOTS
-from selfreward.engines._cascade import Grid, Part, Rule, as_bias, look
+from selfreward.engines._cascade import Grid, Part, Rule, as_bias, look, look_at
 from selfreward.engines._cascade_store import Model, Root, Store
 from selfreward.engines._tree import Leaf
 
@@ -221,6 +224,9 @@ class _Layout:
         self.seen_prompt = (key_L < length_P[:, None])[:, None]
         self.bias_prompt = as_bias(self.seen_prompt) if min(lengths) < self.longest else None
         self.start_R = (length_P + num_root)[torch.tensor(prompt_of, device=device)]
+        self.length_P = np.array(lengths)
+        self.rows = (np.argsort(prompt_of, kind="stable"), np.array(prompt_of))
+        """Row numbers, those of one prompt together, and the prompts of all rows."""
 
 
 class _Step:
@@ -233,24 +239,36 @@ class _Step:
         self._num_places = max(place) + 1
         self._rows = slice(0, layout.num_rows)
         self._place_R = torch.tensor(place, device=device)
-        is_even = min(place) == max(place)
+        self._count_R = np.array(place) + 1
+        self._is_even = min(place) == max(place)
         # One place for all rows is a slice; others need an index.
-        self._place: Any = (self._rows, place[0]) if is_even else (torch.arange(len(place), device=device), self._place_R)
+        self._place: Any = (self._rows, place[0]) if self._is_even else (torch.arange(len(place), device=device), self._place_R)
         self._key_L = torch.arange(self._num_places, device=device)
-        self._seen = (self._key_L <= self._place_R[:, None])[:, None]
-        self._bias = None if is_even else as_bias(self._seen)
         self.positions_R = layout.start_R + self._place_R
+
+    @cached_property
+    def _seen(self) -> torch.Tensor:
+        return (self._key_L <= self._place_R[:, None])[:, None]
+
+    @cached_property
+    def _bias(self) -> torch.Tensor | None:
+        return None if self._is_even else as_bias(self._seen)
 
     def attend(self, layer: int, q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, rule: Rule) -> torch.Tensor:
         """See Pass."""
         layout = self._layout
         self._own.write(layer, self._place, k_NKD, v_NKD)
         rule, is_cut = _reach(rule, self._root.length + layout.longest + self._num_places)
+        root = self._root.parts(layer, self.positions_R, rule)
+        if not is_cut and rule.softcap is None and _kernels.can_attend(q_NHD, k_NKD, v_NKD):
+            seen = look_at(q_NHD, root[0], rule) if root else None
+            prompts, own = (*self._prompts.whole(layer), layout.length_P), (*self._own.whole(layer), self._count_R)
+            return _kernels.attend(q_NHD, seen, prompts, own, layout.rows, rule.scale)
         bias_prompt, bias_own = self._through(rule.window) if is_cut else (layout.bias_prompt, self._bias)
-        prompts = self._prompts.read(layer, slice(0, layout.grid.num_groups), layout.longest)
-        own = self._own.read(layer, self._rows, self._num_places)
-        parts = [Part(*prompts, layout.grid, bias_prompt), Part(*own, Grid(None, layout.num_rows, 1), bias_own)]
-        return look(q_NHD, [*self._root.parts(layer, self.positions_R, rule), *parts], rule)
+        prompts_read = self._prompts.read(layer, slice(0, layout.grid.num_groups), layout.longest)
+        own_read = self._own.read(layer, self._rows, self._num_places)
+        parts = [Part(*prompts_read, layout.grid, bias_prompt), Part(*own_read, Grid(None, layout.num_rows, 1), bias_own)]
+        return look(q_NHD, [*root, *parts], rule)
 
     def _through(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """What of prompts and own tokens a sliding window still shows each row."""

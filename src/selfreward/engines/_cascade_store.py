@@ -38,11 +38,16 @@ class Store:
                 store = side[layer] = states.new_zeros(self.num_items, states.shape[1], self.num_places, states.shape[2])
             store[place[0], :, place[1]] = states
 
-    def read(self, layer: int, items: slice, num_places: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The keys and values of some items, without a copy."""
+    def whole(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values of all items, with the places that hold nothing yet."""
         keys, values = self._keys[layer], self._values[layer]
         assert keys is not None, "nothing is stored yet"
         assert values is not None, "nothing is stored yet"
+        return keys, values
+
+    def read(self, layer: int, items: slice, num_places: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values of some items, without a copy."""
+        keys, values = self.whole(layer)
         return keys[items, :, :num_places], values[items, :, :num_places]
 
     def resize(self, num_items: int, num_places: int, used: tuple[int, int]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from selfreward.engines import _kernels
 from selfreward.errors import EngineError
 from selfreward.types import Request
 
@@ -24,8 +25,10 @@ _HEAD = 256
 class Sampler:
     """Draws one token a row at a time: the most likely one (temperature 0), or by chance after top-k, then top-p."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, has_kernels: bool = True) -> None:
+        """`has_kernels`: whether compiled loops draw where there are some, on a CPU; the tests ask for both ways."""
         self._device = device
+        self._has_kernels = has_kernels and device.type == "cpu"
         self._settings_R4 = torch.zeros(0, 4, device=device)
         self._uniforms_RT = torch.zeros(0, 0, device=device)
         self._wants_logprobs = False
@@ -55,13 +58,16 @@ class Sampler:
             raise EngineError("the model gives non-finite logits; its weights are broken, or model.dtype is too narrow for it")
         ids_R1 = best.indices
         if not self._all_greedy:
-            # The maximum is taken off before dividing: a temperature near 0 then gives 0 and -inf, never inf - inf.
-            temperature_R1 = torch.where(self._is_greedy_R1, 1.0, self._temperature_R1)
-            scaled_RV = (logits_RV - best.values) / temperature_R1
             # Rows that have ended and wait to be taken out have no numbers left; whatever they draw is not looked at.
             step_R1 = self._settings_R4[:, 3:].long().clamp(max=self._uniforms_RT.shape[1] - 1)
-            drawn_R1 = _draw(scaled_RV, self._uniforms_RT.gather(1, step_R1), self._filters)
-            ids_R1 = torch.where(self._is_greedy_R1, ids_R1, drawn_R1)
+            uniform_R1 = self._uniforms_RT.gather(1, step_R1)
+            if self._has_kernels:
+                ids_R1 = _kernels.draw(logits_RV, (self._temperature_R1, self._top_p_R1, self._top_k_R1), uniform_R1)
+            else:
+                # The maximum is taken off before dividing: a temperature near 0 then gives 0 and -inf, never inf - inf.
+                temperature_R1 = torch.where(self._is_greedy_R1, 1.0, self._temperature_R1)
+                drawn_R1 = _draw((logits_RV - best.values) / temperature_R1, uniform_R1, self._filters)
+                ids_R1 = torch.where(self._is_greedy_R1, ids_R1, drawn_R1)
         self._settings_R4[:, 3] += 1
         logprobs_R = None
         if self._wants_logprobs:

@@ -15,6 +15,7 @@ import torch
 
 from selfreward.chat import encode_continuations, stop_token_ids
 from selfreward.config import Config
+from selfreward.engines import _kernels
 from selfreward.engines._backends import Backend
 from selfreward.engines._choices import ChoiceScorer
 from selfreward.engines._decoder import Clock, Parts, decode_family
@@ -53,6 +54,8 @@ class HfEngine(Engine):
         self._batch_size = batch_size
         self._shortages: list[Shortage] = []
         self._clock = Clock()
+        if self._device.type == "cpu":
+            _kernels.prepare()
         self._context_length = context_length_of(model.config, tokenizer)
         backend = Backend(model, tokenizer.pad_token_id or 0, self._context_length)
         reader = Reader(tokenizer, stop_token_ids(tokenizer))

@@ -1,0 +1,328 @@
+"""Compiled loops for a CPU: what one new token of each row sees in its own keys, and the choice of next tokens.
+
+PyTorch has no operation for many short sequences of different lengths; put together from its products they read the same memory
+several times and pay for dozens of calls a layer. These loops read it once, on all threads. They know float32 alone; other
+numbers, a GPU, capped products and sliding windows take PyTorch's way (`_cascade`, `_sampling`), which gives the same but for
+rounding.
+
+Numba compiles them when they are first used, which takes seconds, and keeps the result beside this file or in the user's cache.
+Tensor names end in their shape: R rows, H heads, K key-value heads, L keys, D head size, V vocabulary. Lower case: one of them.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+# OpenMP's threads are those that PyTorch uses; another pool would compete with them.
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+Array = np.ndarray[Any, Any]
+
+_LN_2 = math.log(2)
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+"""Sums in any order, as every vector unit takes them; infinities and NaN keep their meaning."""
+_ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
+_LEAST_POWER = np.float32(-126)
+"""Powers of 2 below are not normal numbers; they count as 0."""
+_LOWEST = np.float32(-1e30)
+_MOST = np.finfo(np.float32).max
+_C1, _C2, _C3, _C4, _C5, _C6, _C7 = (np.float32(_LN_2**n / math.factorial(n)) for n in range(1, 8))
+"""Of the series of 2**x at 0; up to 1/2 on both sides it errs by less than float32 can tell."""
+_MANTISSA_BITS, _EXPONENT_BIAS = 23, 127
+_ONE_BITS = np.int32(_EXPONENT_BIAS << _MANTISSA_BITS)
+_BLOCK = 64
+"""Tokens whose weights are added up at once on the way to the one that is drawn."""
+
+
+def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Numba's compiler with the settings of this file."""
+
+    def compile_later(function: Callable[..., Any]) -> Callable[..., Any]:
+        settings = {"error_model": "numpy", "fastmath": _FAST, "nogil": True, **options}
+        try:
+            return numba.njit(cache=True, **settings)(function)  # type: ignore[no-any-return]
+        except RuntimeError:  # no folder to keep the result in: every process compiles for itself
+            return numba.njit(**settings)(function)  # type: ignore[no-any-return]
+
+    return compile_later
+
+
+def can_attend(*states: torch.Tensor) -> bool:
+    """Whether `attend` serves these queries, keys and values."""
+    first = states[0]
+    return first.device.type == "cpu" and all(x.dtype is torch.float32 and x.shape[-1] == first.shape[-1] for x in states)
+
+
+def attend(
+    q_RHD: torch.Tensor,
+    root: tuple[torch.Tensor, torch.Tensor] | None,
+    prompts: tuple[torch.Tensor, torch.Tensor, Array],
+    own: tuple[torch.Tensor, torch.Tensor, Array],
+    rows: tuple[Array, Array],
+    scale: float,
+) -> torch.Tensor:
+    """What one query a row sees in its prompt's keys, its own, and a root that was looked at before; shape R, H, D.
+
+    `root`: result and natural logarithm of the sum of exponentials (R, H). `prompts` and `own`: keys and values of whole
+    stores, (items, K, L, D), and how many of each item count. `rows`: the rows in the order to take them, neighbours with one
+    prompt together, and each row's prompt.
+    """
+    # The kernel works in powers of 2 and writes its results over the queries.
+    states_RHD = torch.mul(q_RHD, scale / _LN_2, out=torch.empty(q_RHD.shape, dtype=q_RHD.dtype))
+    if root is None:
+        num_rows, num_heads, size = q_RHD.shape
+        root = (
+            torch.zeros(1, 1, 1).expand(num_rows, num_heads, size),
+            torch.full((1, 1), -torch.inf).expand(num_rows, num_heads),
+        )
+    seen, logs = root[0].contiguous().numpy(), root[1].contiguous().numpy()
+    _share_threads()
+    stores = [(keys.numpy(), values.numpy(), counts) for keys, values, counts in (prompts, own)]
+    _attend(states_RHD.numpy(), (seen, logs), *stores, rows)
+    return states_RHD
+
+
+def draw(
+    logits_RV: torch.Tensor, settings: tuple[torch.Tensor, torch.Tensor, torch.Tensor], uniform_R1: torch.Tensor
+) -> torch.Tensor:
+    """The next token of each row, shape R, 1: top-k, then top-p, then the place that `uniform_R1` points to.
+
+    `settings`: temperatures (0: the likeliest token), top-p, top-k (whole numbers, at least 1), all of shape R, 1. Logits have
+    a finite maximum. What ties with the least token that is kept is kept too.
+    """
+    _share_threads()
+    ids_R = torch.empty(len(logits_RV), dtype=torch.long)
+    flat = [setting.reshape(-1).contiguous().numpy() for setting in (*settings, uniform_R1)]
+    _draw(logits_RV.contiguous().numpy(), (flat[0], flat[1], flat[2]), flat[3], ids_R.numpy())
+    return ids_R[:, None]
+
+
+def _share_threads() -> None:
+    """As many threads as PyTorch has."""
+    num_threads = torch.get_num_threads()
+    numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
+    # Where both use one OpenMP, Numba's start gives PyTorch as many threads as there are processors.
+    if torch.get_num_threads() != num_threads:
+        torch.set_num_threads(num_threads)
+
+
+def prepare() -> None:
+    """Compile what draws, so that no measured time holds it. (What attends is compiled by the engine's first test pass.)"""
+    one = torch.ones(1, 1)
+    draw(torch.zeros(1, 2), (one, one / 2, one.long()), one / 2)
+
+
+@_compiled()
+def _number_of(bits: Any) -> Any:
+    """The float32 that these 32 bits are."""
+    return np.int32(bits).view(np.float32)
+
+
+@_compiled()
+def _power_of_2(x: Any) -> Any:
+    """2**x for float32 x up to 0."""
+    bounded = max(x, _LEAST_POWER)
+    whole = math.floor(bounded + _HALF)
+    rest = np.float32(bounded - whole)
+    series = _C4 + rest * (_C5 + rest * (_C6 + rest * _C7))
+    series = _ONE + rest * (_C1 + rest * (_C2 + rest * (_C3 + rest * series)))
+    power = _number_of(np.int32((np.int32(whole) + _EXPONENT_BIAS) << _MANTISSA_BITS))
+    return series * power if x >= _LEAST_POWER else _ZERO
+
+
+@_compiled()
+def _dot_each(query_D: Array, keys_LD: Array, count: int, products_L: Array) -> None:
+    """Products of a query with the first keys. Four keys at a time: one at a time waits for each sum."""
+    size = query_D.shape[0]
+    for place in range(0, count - 3, 4):
+        first, second, third, fourth = _ZERO, _ZERO, _ZERO, _ZERO
+        for d in range(size):
+            factor = query_D[d]
+            first += factor * keys_LD[place, d]
+            second += factor * keys_LD[place + 1, d]
+            third += factor * keys_LD[place + 2, d]
+            fourth += factor * keys_LD[place + 3, d]
+        products_L[place], products_L[place + 1], products_L[place + 2], products_L[place + 3] = first, second, third, fourth
+    for place in range(count - count % 4, count):
+        total = _ZERO
+        for d in range(size):
+            total += query_D[d] * keys_LD[place, d]
+        products_L[place] = total
+
+
+@_compiled()
+def _add_each(weights_L: Array, values_LD: Array, count: int, total_D: Array) -> None:
+    """Add the first values, weighed, to `total_D`."""
+    size = total_D.shape[0]
+    for place in range(0, count - 3, 4):
+        first, second, third, fourth = weights_L[place], weights_L[place + 1], weights_L[place + 2], weights_L[place + 3]
+        for d in range(size):
+            total_D[d] += (
+                first * values_LD[place, d]
+                + second * values_LD[place + 1, d]
+                + third * values_LD[place + 2, d]
+                + fourth * values_LD[place + 3, d]
+            )
+    for place in range(count - count % 4, count):
+        for d in range(size):
+            total_D[d] += weights_L[place] * values_LD[place, d]
+
+
+@_compiled()
+def _weigh(products_L: Array, lowest: float) -> Any:
+    """Products become powers of 2 of what they lie below the highest of them (or `lowest`); that and the sum of the powers."""
+    highest = lowest
+    for place in range(products_L.shape[0]):
+        highest = max(highest, products_L[place])
+    total, num_broken = _ZERO, 0
+    for place in range(products_L.shape[0]):
+        product = products_L[place]
+        weight = _power_of_2(product - highest)
+        num_broken += 0 if abs(product) <= _MOST else 1
+        products_L[place] = weight
+        total += weight
+    # A power would hide what is not a number; a broken model must not look sound.
+    return highest, np.float32(np.nan) if num_broken else total
+
+
+@_compiled()
+def _attend_row(states_HD: Array, root: Any, prompt: Any, own: Any) -> None:
+    """One row: `states_HD` are its scaled queries, then its results."""
+    root_HD, logs_H = root
+    prompt_keys_KLD, prompt_values_KLD, num_prompt = prompt
+    own_keys_KLD, own_values_KLD, num_own = own
+    num_heads, size = states_HD.shape
+    shared = num_heads // prompt_keys_KLD.shape[0]
+    products_L = np.empty(num_prompt + num_own, np.float32)
+    total_D = np.empty(size, np.float32)
+    for head in range(num_heads):
+        k = head // shared
+        _dot_each(states_HD[head], prompt_keys_KLD[k], num_prompt, products_L)
+        _dot_each(states_HD[head], own_keys_KLD[k], num_own, products_L[num_prompt:])
+        root_log = np.float32(logs_H[head] / np.float32(_LN_2))
+        highest, total = _weigh(products_L, max(root_log, _LOWEST))
+        weight = _power_of_2(root_log - highest)
+        for d in range(size):
+            total_D[d] = weight * root_HD[head, d]
+        _add_each(products_L, prompt_values_KLD[k], num_prompt, total_D)
+        _add_each(products_L[num_prompt:], own_values_KLD[k], num_own, total_D)
+        share = _ONE / (total + weight)
+        for d in range(size):
+            states_HD[head, d] = total_D[d] * share
+
+
+@_compiled(parallel=True)
+def _attend(states_RHD: Array, root: Any, prompts: Any, own: Any, rows: Any) -> None:
+    """See `attend`."""
+    root_RHD, logs_RH = root
+    prompt_keys, prompt_values, num_prompt = prompts
+    own_keys, own_values, num_own = own
+    order_R, prompt_of_R = rows
+    for turn in numba.prange(order_R.shape[0]):
+        row = order_R[turn]
+        prompt = prompt_of_R[row]
+        _attend_row(
+            states_RHD[row],
+            (root_RHD[row], logs_RH[row]),
+            (prompt_keys[prompt], prompt_values[prompt], num_prompt[prompt]),
+            (own_keys[row], own_values[row], num_own[row]),
+        )
+
+
+@_compiled()
+def _mass(weights_V: Array, least: float) -> float:
+    """Sum of the weights that are not below `least`."""
+    total = 0.0
+    for token in range(weights_V.shape[0]):
+        total += weights_V[token] if weights_V[token] >= least else 0.0
+    return total
+
+
+@_compiled()
+def _count(weights_V: Array, least: float) -> int:
+    """How many weights are not below `least`."""
+    number = 0
+    for token in range(weights_V.shape[0]):
+        number += 1 if weights_V[token] >= least else 0
+    return number
+
+
+@_compiled()
+def _least(weights_V: Array, wanted: float, is_number: bool) -> Any:
+    """The highest bound that weights of the sum `wanted` (or that number of weights) reach. Bounds are tried by halves of their
+    bits, whose order is that of the numbers."""
+    low, high = np.int32(0), _ONE_BITS + np.int32(1)
+    while high - low > 1:
+        middle = np.int32((low + high) // 2)
+        bound = _number_of(middle)
+        reached = _count(weights_V, bound) if is_number else _mass(weights_V, bound)
+        if reached >= wanted:
+            low = middle
+        else:
+            high = middle
+    return _number_of(low)
+
+
+@_compiled()
+def _draw_row(logits_V: Array, settings: Any, uniform: float) -> Any:
+    """One row of `draw`."""
+    temperature, top_p, top_k = settings
+    size = logits_V.shape[0]
+    highest = logits_V[0]
+    for token in range(1, size):
+        highest = max(highest, logits_V[token])
+    if temperature == 0:
+        for token in range(size):
+            if logits_V[token] == highest:
+                return token
+    weights_V = np.empty(size, np.float32)
+    factor = np.float64(1 / _LN_2) / temperature
+    for token in range(size):
+        weights_V[token] = _power_of_2(np.float32((logits_V[token] - highest) * factor))
+    least = _ZERO
+    total = _mass(weights_V, least)
+    if top_k < size:
+        least = _least(weights_V, top_k, True)
+        ties = _count(weights_V, least) - top_k
+        total = _mass(weights_V, least) - ties * np.float64(least)
+    if top_p < 1:
+        least = max(least, _least(weights_V, top_p * total, False))
+    return _pick(weights_V, least, uniform)
+
+
+@_compiled()
+def _pick(weights_V: Array, least: float, uniform: float) -> Any:
+    """The first token where the running sum of the weights from `least` on exceeds the share `uniform` of all of it."""
+    size = weights_V.shape[0]
+    target = uniform * _mass(weights_V, least)
+    running, last = 0.0, 0
+    for start in range(0, size, _BLOCK):
+        block = weights_V[start : start + _BLOCK]
+        mass = _mass(block, least)
+        if running + mass > target:
+            for place in range(block.shape[0]):
+                if block[place] >= least and block[place] > 0:
+                    running += block[place]
+                    last = start + place
+                    if running > target:
+                        return last
+        else:
+            running += mass
+            if mass > 0:
+                for place in range(block.shape[0]):
+                    if block[place] >= least and block[place] > 0:
+                        last = start + place
+    # Only rounding comes this far: sums in another order.
+    return last
+
+
+@_compiled(parallel=True)
+def _draw(logits_RV: Array, settings: Any, uniform_R: Array, ids_R: Array) -> None:
+    """See `draw`."""
+    temperature_R, top_p_R, top_k_R = settings
+    for row in numba.prange(logits_RV.shape[0]):
+        ids_R[row] = _draw_row(logits_RV[row], (temperature_R[row], top_p_R[row], top_k_R[row]), uniform_R[row])
