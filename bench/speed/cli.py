@@ -7,9 +7,10 @@
 
 Workloads and models: workloads.py, models.py. Peers, and how their best settings are found: peers.py. `unit` of the table is
 what is counted a second, new tokens or candidates; `ratio` divides medians; `limit` is how much of what the machine could do
-at best ours reaches (roofline.py). --share takes that part of the candidates and prompts (without it: all, of 90M a quarter,
-which the rows are named for: judge/4), --quick sizes that mean nothing. Rows are kept as they come in --results; without it in
-bench/results.json, unless --share or --quick is given.
+at best ours reaches (roofline.py). --share takes that part of the candidates and prompts (without it: all, but for what would
+take hours, DEFAULT_SHARES, and the rows are named for it: candidates/4), --quick sizes that mean nothing. Without --peers 90M
+plays against `generate` alone. Rows are kept as they come in --results; without it in bench/results.json, unless --share or
+--quick is given.
 """
 
 import argparse
@@ -25,8 +26,15 @@ from speed.workloads import QUICK, Sizes
 
 ONLY = ("judge", "candidates", "expected")
 PEERS = ("generate", "generate_batch", "vllm")
-DEFAULT_SHARES = {"90M": 0.25}
-"""Of models whose peers would take hours."""
+DEFAULT_SHARES = {
+    ("15M", "candidates"): 0.25,
+    ("15M", "expected"): 0.25,
+    ("90M", "candidates"): 0.125,
+    ("90M", "expected"): 0.1,
+}
+"""Of workloads that would take hours with these models. The judge workload is whole: its rows share more the more there are."""
+DEFAULT_PEERS = {"90M": ("generate",)}
+"""Of models that would take hours with all."""
 RESULTS = Path(__file__).parents[1] / "results.json"
 
 
@@ -60,7 +68,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/speed", description="The engine's speed beside its peers'.")
     parser.add_argument("--models", type=_Names(MODELS), default=(DEMO, "15M", "90M"), help=f"some of {', '.join(MODELS)}")
     parser.add_argument("--only", type=_Names(ONLY), default=ONLY, help=f"some of {', '.join(ONLY)}")
-    parser.add_argument("--peers", type=_Names(PEERS), default=PEERS[:2], help=f"some of {', '.join(PEERS)}")
+    parser.add_argument("--peers", type=_Names(PEERS), help=f"some of {', '.join(PEERS)}; default: all but vllm")
     parser.add_argument("--vllm-python", help="the interpreter that has vLLM, for --peers vllm")
     parser.add_argument("--share", type=float, help="part of the candidates and prompts")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the median counts")
@@ -76,7 +84,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--share {options.share} must be above 0 and at most 1")
     if options.repeats < 1 or options.threads < 1:
         parser.error("--repeats and --threads must be at least 1")
-    if "vllm" in options.peers and options.vllm_python is None:
+    if "vllm" in (options.peers or ()) and options.vllm_python is None:
         parser.error("--peers vllm needs --vllm-python")
     return options
 
@@ -101,10 +109,10 @@ def _keep(options: argparse.Namespace, rows: Sequence[Row]) -> None:
         update(results, rows)
 
 
-def _sizes(options: argparse.Namespace, model: str) -> Sizes:
+def _sizes(options: argparse.Namespace, model: str, only: str) -> Sizes:
     if options.quick:
         return QUICK
-    return Sizes().share(DEFAULT_SHARES.get(model, 1.0) if options.share is None else options.share)
+    return Sizes().share(DEFAULT_SHARES.get((model, only), 1.0) if options.share is None else options.share)
 
 
 def _compare(options: argparse.Namespace, folder: Path) -> None:
@@ -114,7 +122,6 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
     from speed.matches import Match, Settings
 
     settings = Settings(
-        peers=options.peers,
         repeats=options.repeats,
         threads=options.threads,
         batch_size=options.batch_size or EngineConfig().batch_size,
@@ -123,9 +130,9 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
     )
     comparisons, machines = [], []
     for name in options.models:
-        match = Match(name, folder, _sizes(options, name), settings, _tell)
+        match = Match(name, folder, settings, _tell)
         for only in options.only:
-            found = match.play(only)
+            found = match.play(only, _sizes(options, name, only), options.peers or DEFAULT_PEERS.get(name, PEERS[:2]))
             _keep(options, [item.row() for item in found])
             comparisons += found
         machines += match.machines

@@ -1,6 +1,6 @@
 """One model against its peers, workload by workload."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,6 @@ VOTES = (3, 1)
 class Settings:
     """How to measure."""
 
-    peers: tuple[str, ...]
     repeats: int
     threads: int
     batch_size: int
@@ -40,33 +39,33 @@ class Settings:
 class Match:
     """One model. `tell` hears what goes on."""
 
-    def __init__(self, model: str, folder: Path, sizes: Sizes, settings: Settings, tell: Callable[[str], None]) -> None:
+    def __init__(self, model: str, folder: Path, settings: Settings, tell: Callable[[str], None]) -> None:
         self.machines: list[str] = []
         self._model = model
         self._path = write_model(model, folder)
         self._tokenizer = load_tokenizer(self._path)
-        self._sizes = sizes
         self._settings = settings
         self._tell = tell
         own = load_model(self._path)
         self._shape = shape_of(own)
         self._engine = HfEngine(own, self._tokenizer, settings.batch_size)
 
-    def play(self, only: str) -> list[Comparison]:
+    def play(self, only: str, sizes: Sizes, peers: Sequence[str]) -> list[Comparison]:
         """The rows of one workload. Raises BenchError when somebody makes other tokens than were asked for."""
         self._tell(f"{self._model}: {only}")
-        return self._expected() if only == "expected" else self._sampled(only)
+        if only == "expected":
+            return self._expected(sizes)
+        return self._sampled((judge if only == "judge" else candidates)(self._tokenizer, sizes), sizes, peers)
 
     def close(self) -> None:
         """Give the model back."""
         self._engine.close()
 
-    def _sampled(self, only: str) -> list[Comparison]:
-        workload = (judge if only == "judge" else candidates)(self._tokenizer, self._sizes)
+    def _sampled(self, workload: Workload, sizes: Sizes, names: Sequence[str]) -> list[Comparison]:
         ours = Ours(self._engine, workload, "ours", f"batch {self._settings.batch_size}")
         peers: list[Contestant] = []
         try:
-            for peer in self._settings.peers:
+            for peer in names:
                 peers.append(self._peer(peer, workload))
             _warm_up(ours)
             runs = alternate([ours, *peers], self._settings.repeats, self._tell)
@@ -76,22 +75,24 @@ class Match:
         for name, made in runs.items():
             check_tokens(workload, name, made)
         limit = self._limit(workload)
-        return [self._compare(ours, peer, runs, ("tokens", workload.num_new), limit) for peer in peers]
+        amount = sizes.label(workload.name), "tokens", workload.num_new
+        return [self._compare(ours, peer, runs, amount, limit) for peer in peers]
 
-    def _expected(self) -> list[Comparison]:
+    def _expected(self, sizes: Sizes) -> list[Comparison]:
         """Ours beside ours: choices weighed, and votes sampled."""
-        weighed = Ours(self._engine, expected(self._tokenizer, self._sizes), "ours", "6 choices, read once")
+        weighed = Ours(self._engine, expected(self._tokenizer, sizes), "ours", "6 choices, read once")
         sampled = []
         for number in VOTES:
-            votes = expected_by_votes(self._tokenizer, self._sizes, number)
+            votes = expected_by_votes(self._tokenizer, sizes, number)
             name = f"ours, {number} vote{'s' * (number > 1)}"
-            sampled.append(Ours(self._engine, votes, name, f"{number} sampled, {self._sizes.vote} tokens each"))
+            sampled.append(Ours(self._engine, votes, name, f"{number} sampled, {sizes.vote} tokens each"))
         for contestant in (weighed, *sampled):
             _warm_up(contestant)
         runs = alternate([weighed, *sampled], self._settings.repeats, self._tell)
         for contestant in (weighed, *sampled):
             check_tokens(contestant.workload, contestant.name, runs[contestant.name])
-        amount, limit = ("cand.", weighed.workload.num_items), self._limit(weighed.workload)
+        amount = sizes.label(weighed.workload.name), "cand.", weighed.workload.num_items
+        limit = self._limit(weighed.workload)
         return [self._compare(weighed, votes, runs, amount, limit) for votes in sampled]
 
     def _peer(self, name: str, workload: Workload) -> Contestant:
@@ -107,13 +108,13 @@ class Match:
         return find(load_model(self._path), self._tokenizer.pad_token_id, workload, grid, num_rows, self._tell)
 
     def _compare(
-        self, ours: Ours, peer: Contestant, runs: dict[str, list[Made]], amount: tuple[str, int], limit: roofline.Limit
+        self, ours: Ours, peer: Contestant, runs: dict[str, list[Made]], amount: tuple[str, str, int], limit: roofline.Limit
     ) -> Comparison:
-        """`amount`: what is counted, and how many of it a run does."""
-        unit, number = amount
+        """`amount`: of which workload, what is counted, and how many of it a run does."""
+        label, unit, number = amount
         own_rates = rates(number, runs[ours.name])
         return Comparison(
-            workload=self._sizes.label(ours.workload.name),
+            workload=label,
             model=self._model,
             unit=unit,
             ours=own_rates,

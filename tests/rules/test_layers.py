@@ -48,7 +48,7 @@ SAME_LAYER = {
 }
 """Edges inside a layer that are allowed, with the reason."""
 
-HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "ray", "openai"}
+HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "ray", "openai", "numba"}
 """Appear only in these units."""
 HEAVY_UNITS = {"engines", "training", "lab"}
 

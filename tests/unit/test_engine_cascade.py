@@ -10,6 +10,7 @@ from test_engine_hf import ARCHITECTURES, GREEDY, SMALL, WORDS, answers, chat, g
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfreward.chat import encode_prompt
+from selfreward.engines import _kernels
 from selfreward.engines._cascade import Part, Rule, as_bias, look
 from selfreward.engines._cascade_memory import _passes
 from selfreward.engines.hf import HfEngine
@@ -40,6 +41,15 @@ def ragged(prompts: list[tuple[Message, ...]], rows: int = 2) -> list[Request]:
         for p, prompt in enumerate(prompts)
         for n in range(rows)
     ]
+
+
+@pytest.fixture(scope="module", autouse=True, params=[True, False], ids=["compiled", "general"])
+def way(request: Any) -> Any:
+    """Compiled loops, and the operations that a GPU takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.param:
+            patch.setattr(_kernels, "can_attend", lambda *_: False)
+        yield
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

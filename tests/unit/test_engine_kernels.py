@@ -3,15 +3,19 @@
 import math
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_engine_hf import WORDS, tiny_model
 
 from selfreward.engines import _kernels
 from selfreward.engines._cascade import Grid, Part, Rule, as_bias, look
+from selfreward.engines.hf import HfEngine
+from selfreward.types import Request, Sampling
 
 SCALE = 0.3
 
@@ -40,9 +44,7 @@ class Batch:
         prompt_of = self.prompt_of if rows is None else self.prompt_of[rows]
         pick = slice(None) if rows is None else rows
         q_RHD = self.q_RHD[pick]
-        seen = None
-        if self.root is not None:
-            seen = _kernels_root(q_RHD, self.root)
+        seen = _kernels.nothing(q_RHD) if self.root is None else looked_at(q_RHD, self.root)
         own = [states[pick].contiguous() for states in self.own]
         order = np.argsort(prompt_of, kind="stable")
         return _kernels.attend(q_RHD, seen, (*self.prompts, self.lengths), (*own, self.counts[pick]), (order, prompt_of), SCALE)
@@ -66,7 +68,7 @@ class Batch:
         return result
 
 
-def _kernels_root(q_RHD: torch.Tensor, root: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def looked_at(q_RHD: torch.Tensor, root: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """A root as it is looked at before: result and logarithm of the sum of exponentials."""
     shared = q_RHD.shape[1] // root[0].shape[1]
     keys, values = (states[0].repeat_interleave(shared, dim=0) for states in root)
@@ -108,6 +110,7 @@ def threads() -> object:
     torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(_kernels.numba.config.NUMBA_NUM_THREADS < 2, reason="one processor: there are no two threads")
 def test_neighbours_and_threads_change_no_bit(threads: object) -> None:
     batch = Batch([9, 4, 17], [0, 1, 1, 2, 0, 2], [3, 8, 1, 9, 16, 2], (4, 2), 0)
     torch.set_num_threads(2)
@@ -119,12 +122,14 @@ def test_neighbours_and_threads_change_no_bit(threads: object) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("place", ["prompt", "own"])
-def test_numbers_that_are_none_do_not_vanish(value: float, place: str) -> None:
+@pytest.mark.parametrize("side", [0, 1], ids=["keys", "values"])
+@pytest.mark.parametrize("place", ["root", "prompts", "own"])
+def test_numbers_that_are_none_do_not_vanish(value: float, side: int, place: str) -> None:
     batch = Batch([5], [0], [5], (2, 2), 4)
-    (batch.prompts if place == "prompt" else batch.own)[0][0, 0, 2, 3] = value
+    getattr(batch, place)[side][0, 0, 2, 3] = value
+    batch.q_RHD[0, 0, 3] = 1
     found = batch.attend()
-    assert not torch.isfinite(found[0, 0]).any()
+    assert not torch.isfinite(found[0, 0]).all()
     assert torch.isfinite(found[0, 1]).all()
 
 
@@ -189,6 +194,13 @@ def test_temperature_0_takes_the_first_of_the_likeliest() -> None:
     assert drawn(np.array([0, 3, 3, -np.inf], np.float32), 0.0, 0.5, 1, np.array([0.0, 0.9], np.float32)) == [1, 1]
 
 
+def run(program: str) -> str:
+    """What a program prints, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_numba_starts_no_more_threads_than_pytorch_has() -> None:
     """In a process of its own: only the first start gives PyTorch another number."""
     program = """
@@ -196,17 +208,95 @@ import torch
 torch.set_num_threads(1)
 from selfreward.engines import _kernels
 import numba
-_kernels.prepare()
-print(torch.get_num_threads(), numba.get_num_threads())
-torch.set_num_threads(2)
-_kernels.prepare()
-print(torch.get_num_threads(), numba.get_num_threads())
+for number in (1, 2):
+    torch.set_num_threads(number)
+    _kernels._try_all()
+    print(torch.get_num_threads(), numba.get_num_threads())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "1", "2", str(min(2, _kernels.numba.config.NUMBA_NUM_THREADS))]
+    assert run(program).split() == ["1", "1", "2", str(min(2, _kernels.numba.config.NUMBA_NUM_THREADS))]
 
 
-def test_where_nothing_can_be_kept_each_process_compiles() -> None:
-    names: dict[str, object] = {}
-    exec("def doubled(x):\n    return 2 * x", names)
+def test_memory_that_is_short_is_told_and_nothing_wrong_returned() -> None:
+    """What loops need is taken before they start: an error on another thread than the first would be lost."""
+    program = """
+import resource
+import torch
+torch.set_num_threads(2)
+from selfreward.engines import _kernels
+from selfreward.engines._memory import is_out_of_memory
+_kernels.prepare()
+size = 20_000_000
+logits, one = torch.zeros(2, size), torch.ones(2, 1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2 * size, resource.RLIM_INFINITY))
+try:
+    print(_kernels.draw(logits, (one, one, one.long()), one / 2))
+except (RuntimeError, MemoryError) as error:
+    print(is_out_of_memory(error))
+"""
+    assert run(program).split() == ["True"]
+
+
+def test_where_nothing_can_be_kept_each_process_compiles_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names: dict[str, Any] = {}
+    exec("def doubled(x):\n    return 2 * x", names)  # no file, so no place for a cache beside it
+    monkeypatch.setattr(_kernels, "_not_kept", [])
     assert _kernels._compiled()(names["doubled"])(4) == 8
+    assert _kernels._not_kept == ["doubled"]
+    _kernels.prepare.__wrapped__()
+    assert "set NUMBA_CACHE_DIR" in caplog.text
+
+
+class Watch:
+    """Counts what the loops are asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.prompts: list[bool] = []
+        original = _kernels.attend
+
+        def attend(*arguments: Any) -> torch.Tensor:
+            self.prompts.append(bool(arguments[2][2].any()))
+            return original(*arguments)
+
+        monkeypatch.setattr(_kernels, "attend", attend)
+
+
+def replies(engine: HfEngine, rows: int) -> list[str]:
+    """Greedy replies to two prompts, `rows` to each."""
+    requests = [
+        Request(f"{prompt}/{row}", " ".join(WORDS[: 4 + prompt]), Sampling(4, 0), row)
+        for prompt in range(2)
+        for row in range(rows)
+    ]
+    return [reply.text for reply in sorted(engine.generate(requests), key=lambda reply: reply.request_id)]
+
+
+def test_the_loops_serve_float32_and_wide_prompts_take_matrix_products(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(monkeypatch)
+    engine = HfEngine(tiny_model("llama", tiny_tokenizer), tiny_tokenizer, batch_size=64)
+    watch.prompts.clear()
+    narrow = replies(engine, 2)
+    assert watch.prompts
+    assert all(watch.prompts)
+    watch.prompts.clear()
+    wide = replies(engine, 16)
+    assert watch.prompts
+    assert not any(watch.prompts)
+    assert set(narrow) == set(wide)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "bfloat16"])
+def test_what_the_loops_do_not_know_goes_the_general_way(
+    kind: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(monkeypatch)
+    model = tiny_model("gemma2" if kind == "gemma2" else "llama", tiny_tokenizer)
+    if kind == "bfloat16":
+        model = model.to(torch.bfloat16)
+    engine = HfEngine(model, tiny_tokenizer, batch_size=64)
+    assert len(replies(engine, 2)) == 4
+    assert watch.prompts == []

@@ -171,11 +171,11 @@ def test_what_did_not_fit_is_given_back_before_less_is_tried(kind: str, number: 
         """Shortages, and how many memories of rows there were when each was told."""
 
         def append(self, shortage: Any) -> None:
-            super().append(sum(isinstance(item, Memory | SlotMemory) for item in gc.get_objects()))
+            super().append(sum(issubclass(type(item), Memory | SlotMemory) for item in gc.get_objects()))
 
     engine = HfEngine(tiny_model(kind, tiny_tokenizer), tiny_tokenizer, batch_size=6)
     gc.collect()
-    before = sum(isinstance(item, Memory | SlotMemory) for item in gc.get_objects())
+    before = sum(issubclass(type(item), Memory | SlotMemory) for item in gc.get_objects())
     engine._shortages = held = Held()
     with failing(engine.model, frozenset({number}), ON_GPU):
         answers(engine, wanted(4))

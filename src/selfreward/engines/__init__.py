@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from selfreward.config import ENDPOINT_PREFIX, SCRIPTED_PREFIX, Config
 from selfreward.engines.base import Engine
 
-__all__ = ["ENGINES", "ROLE_ENGINES", "ROLE_PREFIXES", "SCORES_CHOICES", "Engine", "open_engine"]
+__all__ = ["ENGINES", "ROLE_ENGINES", "ROLE_PREFIXES", "SCORES_CHOICES", "Engine", "open_engine", "prepare"]
 
 
 def _open_hf(model: str, config: Config) -> Engine:
@@ -56,3 +56,11 @@ def open_engine(model: str, config: Config) -> Engine:
         if model.startswith(prefix):
             return ROLE_ENGINES[name](model.removeprefix(prefix), config)
     return ENGINES[config.engine.name](model, config)
+
+
+def prepare(config: Config) -> None:
+    """Compile what the engine `engine.name` compiles once on a machine; nothing where it was done before."""
+    if config.engine.name == "hf":
+        from selfreward.engines.hf import HfEngine
+
+        HfEngine.prepare(config)

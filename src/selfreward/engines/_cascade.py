@@ -20,7 +20,7 @@ import torch
 from transformers import AttentionInterface
 
 NAME = "selfreward_cascade"
-_FLASH_QUERIES = 16
+FLASH_QUERIES = 16
 """From this many queries a group on PyTorch's fused CPU kernel beats plain matrix products."""
 _LOWEST = -1e30
 """Stands for the logarithm of 0 where a difference of two such must not be NaN."""
@@ -129,14 +129,20 @@ class Part:
 
 def look(q_NHD: torch.Tensor, parts: Sequence[Part], rule: Rule) -> torch.Tensor:
     """What the new tokens see in all parts together, shape N, H, D."""
-    outputs, logs = zip(*(look_at(q_NHD, part, rule) for part in parts), strict=True)
-    if len(parts) == 1:
-        return outputs[0]  # type: ignore[no-any-return]
-    weight = torch.stack(logs).softmax(0).to(q_NHD.dtype)[..., None]
-    total: torch.Tensor = outputs[0] * weight[0]
-    for output, part_weight in zip(outputs[1:], weight[1:], strict=True):
+    return look_and_weigh(q_NHD, parts, rule)[0]
+
+
+def look_and_weigh(q_NHD: torch.Tensor, parts: Sequence[Part], rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `look` gives, and the logarithm of the sum of exponentials, shape N, H."""
+    found = [look_at(q_NHD, part, rule) for part in parts]
+    if len(found) == 1:
+        return found[0]
+    logs = torch.stack([part_logs for _, part_logs in found])
+    weight = logs.softmax(0).to(q_NHD.dtype)[..., None]
+    total: torch.Tensor = found[0][0] * weight[0]
+    for (output, _), part_weight in zip(found[1:], weight[1:], strict=True):
         total = torch.addcmul(total, output, part_weight)
-    return total
+    return total, logs.logsumexp(0)
 
 
 def look_at(q_NHD: torch.Tensor, part: Part, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,7 +168,7 @@ def look_at(q_NHD: torch.Tensor, part: Part, rule: Rule) -> tuple[torch.Tensor, 
 def _weigh(q_GKQD: torch.Tensor, part: Part, bias: torch.Tensor | None, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention of queries to the keys of their group: result (G, K, Q, D) and logarithm (G, K, Q)."""
     has_kernel = q_GKQD.device.type == "cpu" and rule.softcap is None and rule.window is None
-    if has_kernel and q_GKQD.shape[2] >= _FLASH_QUERIES and part.values.shape[-1] == q_GKQD.shape[-1]:
+    if has_kernel and q_GKQD.shape[2] >= FLASH_QUERIES and part.values.shape[-1] == q_GKQD.shape[-1]:
         mask = None if bias is None else bias.to(q_GKQD.dtype)
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output, logs = flash(q_GKQD, part.keys, part.values, 0.0, False, attn_mask=mask, scale=rule.scale)

@@ -18,7 +18,7 @@ import torch
 
 from selfreward.engines import _kernels
 from selfreward.engines._cache import FIRST_SLOTS
-from selfreward.engines._cascade import Grid, Part, Rule, as_bias, look, look_at
+from selfreward.engines._cascade import FLASH_QUERIES, Grid, Part, Rule, as_bias, look, look_and_weigh
 from selfreward.engines._cascade_store import Model, Root, Store
 from selfreward.engines._tree import Leaf
 
@@ -222,11 +222,18 @@ class _Layout:
         key_L = torch.arange(self.longest, device=device)
         self.key_positions_L = key_L + num_root
         self.seen_prompt = (key_L < length_P[:, None])[:, None]
-        self.bias_prompt = as_bias(self.seen_prompt) if min(lengths) < self.longest else None
+        self.is_uneven = min(lengths) < self.longest
         self.start_R = (length_P + num_root)[torch.tensor(prompt_of, device=device)]
-        self.length_P = np.array(lengths)
-        self.rows = (np.argsort(prompt_of, kind="stable"), np.array(prompt_of))
-        """Row numbers, those of one prompt together, and the prompts of all rows."""
+        self.length_P, self.none_P = np.array(lengths), np.zeros(len(lengths), np.int64)
+        # Threads take rows in blocks: prompts, which are sorted by length, are dealt to them in turns.
+        prompt_R = np.array(prompt_of)
+        self.rows = (np.lexsort((prompt_R, prompt_R % torch.get_num_threads())), prompt_R)
+        """Row numbers in the order to take them, and each row's prompt."""
+
+    @cached_property
+    def bias_prompt(self) -> torch.Tensor | None:
+        """What each prompt's rows do not see of it; None where all prompts are equally long."""
+        return as_bias(self.seen_prompt) if self.is_uneven else None
 
 
 class _Step:
@@ -259,16 +266,28 @@ class _Step:
         layout = self._layout
         self._own.write(layer, self._place, k_NKD, v_NKD)
         rule, is_cut = _reach(rule, self._root.length + layout.longest + self._num_places)
-        root = self._root.parts(layer, self.positions_R, rule)
+        before = self._root.parts(layer, self.positions_R, rule)
         if not is_cut and rule.softcap is None and _kernels.can_attend(q_NHD, k_NKD, v_NKD):
-            seen = look_at(q_NHD, root[0], rule) if root else None
-            prompts, own = (*self._prompts.whole(layer), layout.length_P), (*self._own.whole(layer), self._count_R)
-            return _kernels.attend(q_NHD, seen, prompts, own, layout.rows, rule.scale)
+            return self._attend_compiled(layer, q_NHD, before, rule)
         bias_prompt, bias_own = self._through(rule.window) if is_cut else (layout.bias_prompt, self._bias)
-        prompts_read = self._prompts.read(layer, slice(0, layout.grid.num_groups), layout.longest)
-        own_read = self._own.read(layer, self._rows, self._num_places)
-        parts = [Part(*prompts_read, layout.grid, bias_prompt), Part(*own_read, Grid(None, layout.num_rows, 1), bias_own)]
-        return look(q_NHD, [*root, *parts], rule)
+        own = Part(*self._own.read(layer, self._rows, self._num_places), Grid(None, layout.num_rows, 1), bias_own)
+        return look(q_NHD, [*before, self._of_prompts(layer, bias_prompt), own], rule)
+
+    def _attend_compiled(self, layer: int, q_NHD: torch.Tensor, before: list[Part], rule: Rule) -> torch.Tensor:
+        """What `attend` gives, by compiled loops; `before` are the parts in front of the prompts."""
+        layout = self._layout
+        prompts, own = self._prompts.whole(layer), self._own.whole(layer)
+        # Many queries to the same keys are a matrix product; the loops would read a prompt again for each.
+        is_wide = layout.grid.width * (q_NHD.shape[1] // prompts[0].shape[1]) >= FLASH_QUERIES
+        if is_wide:
+            before = [*before, self._of_prompts(layer, layout.bias_prompt)]
+        seen = look_and_weigh(q_NHD, before, rule) if before else _kernels.nothing(q_NHD)
+        lengths = layout.none_P if is_wide else layout.length_P
+        return _kernels.attend(q_NHD, seen, (*prompts, lengths), (*own, self._count_R), layout.rows, rule.scale)
+
+    def _of_prompts(self, layer: int, bias: torch.Tensor | None) -> Part:
+        layout = self._layout
+        return Part(*self._prompts.read(layer, slice(0, layout.grid.num_groups), layout.longest), layout.grid, bias)
 
     def _through(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """What of prompts and own tokens a sliding window still shows each row."""

@@ -3,25 +3,33 @@
 PyTorch has no operation for many short sequences of different lengths; put together from its products they read the same memory
 several times and pay for dozens of calls a layer. These loops read it once, on all threads. They know float32 alone; other
 numbers, a GPU, capped products and sliding windows take PyTorch's way (`_cascade`, `_sampling`), which gives the same but for
-rounding.
+rounding. A row's result does not depend on its neighbours or on the number of threads.
 
-Numba compiles them when they are first used, which takes seconds, and keeps the result beside this file or in the user's cache.
-Tensor names end in their shape: R rows, H heads, K key-value heads, L keys, D head size, V vocabulary. Lower case: one of them.
+Numba compiles them once on a machine (`prepare`), which takes seconds. Nothing in a loop over rows may allocate: an error on
+another thread than the first is lost. A process that was forked from one that ran them cannot (OpenMP does not allow it).
+Tensor names end in their shape: R rows, P prompts, H heads, K key-value heads, L keys, D head size, V vocabulary, T threads.
 """
 
+import logging
 import math
+import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
-import torch
+import torch  # before Numba's threads start: both then use the OpenMP that PyTorch brings, and one set of threads
 
-# OpenMP's threads are those that PyTorch uses; another pool would compete with them.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 Array = np.ndarray[Any, Any]
 
+_logger = logging.getLogger("selfreward.engines")
+_running = threading.Lock()
+"""Numba's own threads, which serve where there is no OpenMP, end the program when two callers come at once."""
+_not_kept: list[str] = []
+"""Loops whose compiled code has no folder to be kept in."""
 _LN_2 = math.log(2)
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 """Sums in any order, as every vector unit takes them; infinities and NaN keep their meaning."""
@@ -45,7 +53,8 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., An
         settings = {"error_model": "numpy", "fastmath": _FAST, "nogil": True, **options}
         try:
             return numba.njit(cache=True, **settings)(function)  # type: ignore[no-any-return]
-        except RuntimeError:  # no folder to keep the result in: every process compiles for itself
+        except RuntimeError:  # no folder beside this file or in the user's cache can be written
+            _not_kept.append(function.__name__)
             return numba.njit(**settings)(function)  # type: ignore[no-any-return]
 
     return compile_later
@@ -59,31 +68,33 @@ def can_attend(*states: torch.Tensor) -> bool:
 
 def attend(
     q_RHD: torch.Tensor,
-    root: tuple[torch.Tensor, torch.Tensor] | None,
+    seen: tuple[torch.Tensor, torch.Tensor],
     prompts: tuple[torch.Tensor, torch.Tensor, Array],
     own: tuple[torch.Tensor, torch.Tensor, Array],
     rows: tuple[Array, Array],
     scale: float,
 ) -> torch.Tensor:
-    """What one query a row sees in its prompt's keys, its own, and a root that was looked at before; shape R, H, D.
+    """What one query a row sees in its prompt's keys, its own, and what was looked at before; shape R, H, D.
 
-    `root`: result and natural logarithm of the sum of exponentials (R, H). `prompts` and `own`: keys and values of whole
-    stores, (items, K, L, D), and how many of each item count. `rows`: the rows in the order to take them, neighbours with one
-    prompt together, and each row's prompt.
+    `seen`: result so far (R, H, D) and natural logarithm of its sum of exponentials (R, H); see `nothing`. `prompts` and `own`:
+    keys and values of whole stores, (items, K, L, D), and how many of each item count. `rows`: the rows in the order to take
+    them, and each row's prompt. RuntimeError where memory is short.
     """
-    # The kernel works in powers of 2 and writes its results over the queries.
-    states_RHD = torch.mul(q_RHD, scale / _LN_2, out=torch.empty(q_RHD.shape, dtype=q_RHD.dtype))
-    if root is None:
-        num_rows, num_heads, size = q_RHD.shape
-        root = (
-            torch.zeros(1, 1, 1).expand(num_rows, num_heads, size),
-            torch.full((1, 1), -torch.inf).expand(num_rows, num_heads),
-        )
-    seen, logs = root[0].contiguous().numpy(), root[1].contiguous().numpy()
-    _share_threads()
+    # The loops work in powers of 2 and write their results over the queries.
+    states_RHD = torch.mul(q_RHD, scale / _LN_2, out=torch.empty(q_RHD.shape, dtype=torch.float32))
+    before = [states.contiguous().numpy() for states in seen]
     stores = [(keys.numpy(), values.numpy(), counts) for keys, values, counts in (prompts, own)]
-    _attend(states_RHD.numpy(), (seen, logs), *stores, rows)
+    with _running:
+        num_threads = _share_threads()
+        most_keys = prompts[0].shape[2] + own[0].shape[2]
+        products_TL, totals_TD = torch.empty(num_threads, most_keys), torch.empty(num_threads, q_RHD.shape[-1])
+        _attend(states_RHD.numpy(), tuple(before), *stores, rows, (products_TL.numpy(), totals_TD.numpy()))
     return states_RHD
+
+
+def nothing(q_RHD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What rows have seen that saw nothing yet."""
+    return torch.zeros(q_RHD.shape), torch.full(q_RHD.shape[:2], -torch.inf)
 
 
 def draw(
@@ -92,28 +103,47 @@ def draw(
     """The next token of each row, shape R, 1: top-k, then top-p, then the place that `uniform_R1` points to.
 
     `settings`: temperatures (0: the likeliest token), top-p, top-k (whole numbers, at least 1), all of shape R, 1. Logits have
-    a finite maximum. What ties with the least token that is kept is kept too.
+    a finite maximum. What ties with the least token that is kept is kept too. RuntimeError where memory is short.
     """
-    _share_threads()
     ids_R = torch.empty(len(logits_RV), dtype=torch.long)
     flat = [setting.reshape(-1).contiguous().numpy() for setting in (*settings, uniform_R1)]
-    _draw(logits_RV.contiguous().numpy(), (flat[0], flat[1], flat[2]), flat[3], ids_R.numpy())
+    logits = logits_RV.contiguous().numpy()
+    with _running:
+        weights_TV = torch.empty(_share_threads(), logits_RV.shape[1])
+        _draw(logits, (flat[0], flat[1], flat[2]), flat[3], weights_TV.numpy(), ids_R.numpy())
     return ids_R[:, None]
 
 
-def _share_threads() -> None:
-    """As many threads as PyTorch has."""
-    num_threads = torch.get_num_threads()
-    numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
-    # Where both use one OpenMP, Numba's start gives PyTorch as many threads as there are processors.
-    if torch.get_num_threads() != num_threads:
-        torch.set_num_threads(num_threads)
+def _share_threads() -> int:
+    """Take as many threads as PyTorch has, as far as Numba has them; their number."""
+    wanted = torch.get_num_threads()
+    num_threads: int = min(wanted, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(num_threads)
+    # With one OpenMP for both, Numba's start gives PyTorch as many threads as there are processors.
+    if torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)
+    return num_threads
 
 
+@cache
 def prepare() -> None:
-    """Compile what draws, so that no measured time holds it. (What attends is compiled by the engine's first test pass.)"""
-    one = torch.ones(1, 1)
+    """Compile everything, or find it compiled, so that no measured time and no other error handling holds it."""
+    try:
+        _try_all()
+    except OSError as error:  # a full disk, for example: the code is there, but not kept
+        _logger.warning("compiled loops could not be kept for the next process (set NUMBA_CACHE_DIR): %s", error)
+        _try_all()
+    if _not_kept:
+        _logger.warning("no folder keeps compiled loops, each process compiles them for some seconds; set NUMBA_CACHE_DIR")
+    if numba.threading_layer() == "workqueue":
+        _logger.warning("Numba finds no OpenMP (libgomp): its threads compete with PyTorch's, which is slow")
+
+
+def _try_all() -> None:
+    one, store, count = torch.ones(1, 1), torch.zeros(1, 1, 1, 1), np.ones(1, np.int64)
     draw(torch.zeros(1, 2), (one, one / 2, one.long()), one / 2)
+    query = torch.zeros(1, 1, 1)
+    attend(query, nothing(query), (store, store, count), (store, store, count), (count - 1, count - 1), 1.0)
 
 
 @_compiled()
@@ -190,24 +220,23 @@ def _weigh(products_L: Array, lowest: float) -> Any:
 
 
 @_compiled()
-def _attend_row(states_HD: Array, root: Any, prompt: Any, own: Any) -> None:
+def _attend_row(states_HD: Array, seen: Any, prompt: Any, own: Any, scratch: Any) -> None:
     """One row: `states_HD` are its scaled queries, then its results."""
-    root_HD, logs_H = root
+    seen_HD, logs_H = seen
     prompt_keys_KLD, prompt_values_KLD, num_prompt = prompt
     own_keys_KLD, own_values_KLD, num_own = own
+    products_L, total_D = scratch
     num_heads, size = states_HD.shape
     shared = num_heads // prompt_keys_KLD.shape[0]
-    products_L = np.empty(num_prompt + num_own, np.float32)
-    total_D = np.empty(size, np.float32)
     for head in range(num_heads):
         k = head // shared
         _dot_each(states_HD[head], prompt_keys_KLD[k], num_prompt, products_L)
         _dot_each(states_HD[head], own_keys_KLD[k], num_own, products_L[num_prompt:])
-        root_log = np.float32(logs_H[head] / np.float32(_LN_2))
-        highest, total = _weigh(products_L, max(root_log, _LOWEST))
-        weight = _power_of_2(root_log - highest)
+        log = np.float32(logs_H[head] / np.float32(_LN_2))
+        highest, total = _weigh(products_L[: num_prompt + num_own], max(log, _LOWEST))
+        weight = _power_of_2(log - highest)
         for d in range(size):
-            total_D[d] = weight * root_HD[head, d]
+            total_D[d] = weight * seen_HD[head, d]
         _add_each(products_L, prompt_values_KLD[k], num_prompt, total_D)
         _add_each(products_L[num_prompt:], own_values_KLD[k], num_own, total_D)
         share = _ONE / (total + weight)
@@ -216,20 +245,22 @@ def _attend_row(states_HD: Array, root: Any, prompt: Any, own: Any) -> None:
 
 
 @_compiled(parallel=True)
-def _attend(states_RHD: Array, root: Any, prompts: Any, own: Any, rows: Any) -> None:
-    """See `attend`."""
-    root_RHD, logs_RH = root
-    prompt_keys, prompt_values, num_prompt = prompts
-    own_keys, own_values, num_own = own
+def _attend(states_RHD: Array, seen: Any, prompts: Any, own: Any, rows: Any, scratch: Any) -> None:
+    """See `attend`. `scratch`: a place for products and one for a result, for each thread."""
+    seen_RHD, logs_RH = seen
+    prompt_keys_PKLD, prompt_values_PKLD, num_prompt_P = prompts
+    own_keys_RKLD, own_values_RKLD, num_own_R = own
     order_R, prompt_of_R = rows
+    products_TL, totals_TD = scratch
     for turn in numba.prange(order_R.shape[0]):
-        row = order_R[turn]
+        row, thread = order_R[turn], numba.get_thread_id()
         prompt = prompt_of_R[row]
         _attend_row(
             states_RHD[row],
-            (root_RHD[row], logs_RH[row]),
-            (prompt_keys[prompt], prompt_values[prompt], num_prompt[prompt]),
-            (own_keys[row], own_values[row], num_own[row]),
+            (seen_RHD[row], logs_RH[row]),
+            (prompt_keys_PKLD[prompt], prompt_values_PKLD[prompt], num_prompt_P[prompt]),
+            (own_keys_RKLD[row], own_values_RKLD[row], num_own_R[row]),
+            (products_TL[thread], totals_TD[thread]),
         )
 
 
@@ -268,8 +299,8 @@ def _least(weights_V: Array, wanted: float, is_number: bool) -> Any:
 
 
 @_compiled()
-def _draw_row(logits_V: Array, settings: Any, uniform: float) -> Any:
-    """One row of `draw`."""
+def _draw_row(logits_V: Array, settings: Any, uniform: float, weights_V: Array) -> Any:
+    """One row of `draw`; `weights_V` is scratch."""
     temperature, top_p, top_k = settings
     size = logits_V.shape[0]
     highest = logits_V[0]
@@ -279,7 +310,6 @@ def _draw_row(logits_V: Array, settings: Any, uniform: float) -> Any:
         for token in range(size):
             if logits_V[token] == highest:
                 return token
-    weights_V = np.empty(size, np.float32)
     factor = np.float64(1 / _LN_2) / temperature
     for token in range(size):
         weights_V[token] = _power_of_2(np.float32((logits_V[token] - highest) * factor))
@@ -321,8 +351,9 @@ def _pick(weights_V: Array, least: float, uniform: float) -> Any:
 
 
 @_compiled(parallel=True)
-def _draw(logits_RV: Array, settings: Any, uniform_R: Array, ids_R: Array) -> None:
-    """See `draw`."""
+def _draw(logits_RV: Array, settings: Any, uniform_R: Array, weights_TV: Array, ids_R: Array) -> None:
+    """See `draw`. `weights_TV`: a place for weights for each thread."""
     temperature_R, top_p_R, top_k_R = settings
     for row in numba.prange(logits_RV.shape[0]):
-        ids_R[row] = _draw_row(logits_RV[row], (temperature_R[row], top_p_R[row], top_k_R[row]), uniform_R[row])
+        of_row = temperature_R[row], top_p_R[row], top_k_R[row]
+        ids_R[row] = _draw_row(logits_RV[row], of_row, uniform_R[row], weights_TV[numba.get_thread_id()])

@@ -71,6 +71,12 @@ class HfEngine(Engine):
         model, tokenizer, _ = load_chat_model(path, config, pick_device(config))
         return cls(model, tokenizer, config.engine.batch_size, config.engine.memory_gb)
 
+    @staticmethod
+    def prepare(config: Config) -> None:
+        """Compile the loops for a CPU, where there is no GPU to run on. Opening a model does so too."""
+        if pick_device(config) == "cpu":
+            _kernels.prepare()
+
     @property
     def context_length(self) -> int:
         """Most tokens of a prompt and its reply together: the model's `max_position_embeddings`."""

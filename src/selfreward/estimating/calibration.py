@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfreward.config import POLICY, Config, DpoConfig, OptimConfig, SftConfig
-from selfreward.engines import open_engine
+from selfreward.engines import open_engine, prepare
 from selfreward.engines.loading import resolve_model_path
 from selfreward.errors import ConfigError
 from selfreward.estimating.rehearsal import Speed, rehearse_replies, rehearse_training
@@ -61,6 +61,7 @@ def calibrate(config: Config, texts: SeedTexts, stages: list[Planned], progress:
     for module in ("selfreward.engines.hf", "selfreward.training._trl"):
         importlib.import_module(module)  # torch, Transformers and TRL: a run waits for them once, too
     found.import_seconds = time.perf_counter() - clock
+    prepare(config)  # what is compiled once on a machine is no part of a run
     kinds = _kinds(jobs)
     with progress.task("calibrating", len(kinds) + 2) as steps:
         clock = time.perf_counter()
