@@ -19,10 +19,14 @@ import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from _results import Row, update
 
-from speed.workloads import QUICK, Sizes
+from speed.names import DEMO, MODELS
+
+if TYPE_CHECKING:
+    from speed.workloads import Sizes
 
 ONLY = ("judge", "candidates", "expected")
 PEERS = ("generate", "generate_batch", "vllm")
@@ -49,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.logging.disable_progress_bar()
     from speed.contest import BenchError
     from speed.scaling import judge_many
+    from speed.workloads import QUICK, Sizes
 
     try:
         if options.judge is not None:
@@ -63,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    from speed.models import DEMO, MODELS
-
     parser = argparse.ArgumentParser(prog="bench/speed", description="The engine's speed beside its peers'.")
-    parser.add_argument("--models", type=_Names(MODELS), default=(DEMO, "15M", "90M"), help=f"some of {', '.join(MODELS)}")
+    parser.add_argument(
+        "--models", type=_Names(MODELS), help=f"some of {', '.join(MODELS)}; default: all but tiny, with --quick demo and tiny"
+    )
     parser.add_argument("--only", type=_Names(ONLY), default=ONLY, help=f"some of {', '.join(ONLY)}")
     parser.add_argument("--peers", type=_Names(PEERS), help=f"some of {', '.join(PEERS)}; default: all but vllm")
     parser.add_argument("--vllm-python", help="the interpreter that has vLLM, for --peers vllm")
@@ -82,6 +87,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.share is not None and not 0 < options.share <= 1:
         parser.error(f"--share {options.share} must be above 0 and at most 1")
+    if options.models is None:
+        options.models = (DEMO, "tiny") if options.quick else MODELS[:3]
     if options.repeats < 1 or options.threads < 1:
         parser.error("--repeats and --threads must be at least 1")
     if "vllm" in (options.peers or ()) and options.vllm_python is None:
@@ -109,7 +116,9 @@ def _keep(options: argparse.Namespace, rows: Sequence[Row]) -> None:
         update(results, rows)
 
 
-def _sizes(options: argparse.Namespace, model: str, only: str) -> Sizes:
+def _sizes(options: argparse.Namespace, model: str, only: str) -> "Sizes":
+    from speed.workloads import QUICK, Sizes
+
     if options.quick:
         return QUICK
     return Sizes().share(DEFAULT_SHARES.get((model, only), 1.0) if options.share is None else options.share)

@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import selfreward.lab
+from speed.names import DEMO
 
 CONTEXT_LENGTH = 1024
 """The judge workload needs 448 positions; the demo's model is made for 320. Its copy may go further: what it says there does
@@ -24,7 +25,6 @@ VOCABULARY = 8000
 PAD, UNK, EOS = "<pad>", "<unk>", "<|end|>"
 VERDICT = ("Score", ":")
 SCORES = tuple("012345")
-DEMO = "demo"
 SEED = 1
 
 
@@ -54,8 +54,7 @@ RANDOM = {
     "90M": Shape(768, 12, 12, 2048, VOCABULARY),
     "tiny": Shape(32, 2, 2, 64, VOCABULARY),
 }
-"""Models of random weights by name; `tiny` is for tests."""
-MODELS = (DEMO, *RANDOM)
+"""Models of random weights by name."""
 
 
 def write_model(name: str, folder: Path) -> Path:

@@ -5,10 +5,14 @@ The program gets on its standard input one line, the job: {"model": FOLDER, "thr
 model, then writes a line `BENCH {"setting": "..."}` to its standard output. For each further line (`run`) it does all requests
 once and writes `BENCH {"seconds": S, "num_tokens": [...]}`, one figure a request, in their order. It ends when its input
 does. Lines without `BENCH ` are passed over: libraries print there too. Loading is not counted.
+
+Outside its turns the program and all that it starts are stopped (SIGSTOP): threads that wait for work by spinning would slow
+whoever has the turn.
 """
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,8 @@ from speed.contest import BenchError, Made
 from speed.workloads import TEMPERATURE, TOP_P, Workload
 
 MARK = "BENCH "
+PATIENCE = 10
+"""Seconds that a program has to end when it is told to."""
 
 
 def job(model: Path, workload: Workload, threads: int) -> dict[str, Any]:
@@ -41,23 +47,52 @@ class Worker:
         # Another interpreter must not find this one's packages.
         environment.pop("PYTHONPATH", None)
         self._process = subprocess.Popen(  # noqa: S603 - the command is the caller's own
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, process_group=0
         )
-        self._say(json.dumps(work))
-        self.setting = str(self._answer()["setting"])
+        self._owes_answer = True
+        try:
+            self._say(json.dumps(work))
+            self.setting = str(self._answer()["setting"])
+        except BaseException:
+            self.close()
+            raise
+        self._stop()
 
     def run(self) -> Made:
         """See Contestant."""
+        self._signal(signal.SIGCONT)
+        self._owes_answer = True
         self._say("run")
         answer = self._answer()
+        self._stop()
         return Made(float(answer["seconds"]), tuple(answer["num_tokens"]))
 
     def close(self) -> None:
-        """See Contestant."""
+        """See Contestant. A program in the middle of its turn (Ctrl-C) is not waited for."""
         assert self._process.stdin is not None
-        if self._process.poll() is None:
-            self._process.stdin.close()
+        if self._process.poll() is not None:
+            return
+        self._signal(signal.SIGCONT)
+        self._process.stdin.close()
+        if self._owes_answer:
+            self._signal(signal.SIGTERM)
+            try:
+                self._process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self._signal(signal.SIGKILL)
         self._process.wait()
+
+    def _stop(self) -> None:
+        """Its turn is over."""
+        self._owes_answer = False
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the program and what it started."""
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError as error:
+            raise self._ended() from error
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None

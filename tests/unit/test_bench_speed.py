@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,7 @@ sys.path.insert(0, str(BENCH))
 from speed.cli import main  # noqa: E402
 from speed.contest import BenchError, Made, Ours, alternate, check_tokens, rates  # noqa: E402
 from speed.models import RANDOM, load_model, load_tokenizer, shape_of, write_model  # noqa: E402
+from speed.names import DEMO, MODELS  # noqa: E402
 from speed.peers import BatchSetting, Generate, GenerateBatch, GenerateSetting, Search  # noqa: E402
 from speed.workers import Worker, job  # noqa: E402
 from speed.workloads import QUICK, Sizes, Workload, candidates, expected, expected_by_votes, judge  # noqa: E402
@@ -55,6 +59,7 @@ def workload_of(*wanted: tuple[tuple[int, ...], int]) -> Workload:
 
 @pytest.mark.parametrize(("name", "millions"), [("15M", 15), ("90M", 90)])
 def test_the_random_models_have_the_size_that_they_are_called_by(name: str, millions: int) -> None:
+    assert {DEMO, *RANDOM} == set(MODELS)
     assert RANDOM[name].num_weights / 1e6 == pytest.approx(millions, rel=0.05)
 
 
@@ -230,6 +235,59 @@ def test_a_worker_is_asked_over_pipes(tmp_path: Path, tiny: Path) -> None:
     assert worker.setting == "2 threads"
     assert [worker.run(), worker.run()] == [Made(2.5, workload.asked)] * 2
     worker.close()
+
+
+TICKS = """
+import pathlib, sys, threading, time
+
+def tick():
+    while True:
+        with pathlib.Path(sys.argv[1]).open("a") as file:
+            file.write(".")
+        time.sleep(0.005)
+
+pathlib.Path(sys.argv[1]).touch()
+threading.Thread(target=tick, daemon=True).start()
+"""
+
+
+def test_a_worker_stands_still_outside_its_turns(tmp_path: Path, tiny: Path) -> None:
+    work = job(tiny, judge(load_tokenizer(tiny), QUICK), 2)
+    ticks = tmp_path / "ticks"
+    program = TICKS + ANSWERS.replace("sys.stdin:", "sys.stdin:\n    time.sleep(0.3)")
+    worker = Worker("other", (sys.executable, "-c", program, str(ticks)), work)
+
+    def size_after(seconds: float) -> int:
+        time.sleep(seconds)
+        return ticks.stat().st_size
+
+    before = size_after(0.05)
+    assert size_after(0.2) == before
+    worker.run()
+    after = size_after(0.05)
+    assert after > before
+    assert size_after(0.2) == after
+    worker.close()
+
+
+def test_a_worker_is_not_waited_for_when_its_turn_is_broken_off(tiny: Path) -> None:
+    work = job(tiny, judge(load_tokenizer(tiny), QUICK), 2)
+    program = ANSWERS.replace("sys.stdin:", "sys.stdin:\n    import time\n    time.sleep(300)")
+    worker = Worker("other", (sys.executable, "-c", program), work)
+
+    def break_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, break_off)
+    try:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(KeyboardInterrupt):
+            worker.run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    began = time.monotonic()
+    worker.close()
+    assert time.monotonic() - began < 5
 
 
 def test_a_worker_that_ends_is_an_error(tiny: Path) -> None:

@@ -45,7 +45,7 @@ def ragged(prompts: list[tuple[Message, ...]], rows: int = 2) -> list[Request]:
 
 @pytest.fixture(scope="module", autouse=True, params=[True, False], ids=["compiled", "general"])
 def way(request: Any) -> Any:
-    """Compiled loops, and the operations that a GPU takes."""
+    """Attention in compiled loops, and in the operations that a GPU takes."""
     with pytest.MonkeyPatch.context() as patch:
         if not request.param:
             patch.setattr(_kernels, "can_attend", lambda *_: False)

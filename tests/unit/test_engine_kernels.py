@@ -1,8 +1,10 @@
 """The compiled loops against the same arithmetic in float64, one row at a time."""
 
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from test_engine_hf import WORDS, tiny_model
 
 from selfreward.engines import _kernels
-from selfreward.engines._cascade import Grid, Part, Rule, as_bias, look
+from selfreward.engines._cascade import Grid, Part, Rule, as_bias, look, look_and_weigh
 from selfreward.engines.hf import HfEngine
 from selfreward.types import Request, Sampling
 
@@ -91,6 +93,20 @@ def test_rows_see_what_one_softmax_over_all_keys_shows(
     torch.testing.assert_close(batch.attend().double(), batch.expected(), rtol=1e-5, atol=2e-6)
 
 
+def test_prompts_that_were_looked_at_before_are_put_together_with_the_root() -> None:
+    batch = Batch([3, 7], [0, 0, 1, 1], [5, 2, 5, 1], (4, 2), 6)
+    assert batch.root is not None
+    seen_PL = torch.arange(9) < torch.tensor(batch.lengths)[:, None]
+    prompts = [states[:2].nan_to_num() for states in batch.prompts]
+    parts = [Part(*batch.root), Part(*prompts, Grid(None, 2, 2), as_bias(seen_PL[:, None]))]
+    before = look_and_weigh(batch.q_RHD, parts, Rule(SCALE, None, None))
+    none_P = np.zeros(2, np.int64)
+    found = _kernels.attend(
+        batch.q_RHD, before, (*batch.prompts, none_P), (*batch.own, batch.counts), (np.arange(4), batch.prompt_of), SCALE
+    )
+    torch.testing.assert_close(found.double(), batch.expected(), rtol=1e-5, atol=2e-6)
+
+
 def test_the_general_way_sees_the_same() -> None:
     batch = Batch([3, 7], [0, 0, 1, 1], [5, 5, 5, 5], (4, 2), 0)
     seen = torch.arange(9) < torch.tensor(batch.lengths)[:, None]
@@ -129,7 +145,8 @@ def test_numbers_that_are_none_do_not_vanish(value: float, side: int, place: str
     getattr(batch, place)[side][0, 0, 2, 3] = value
     batch.q_RHD[0, 0, 3] = 1
     found = batch.attend()
-    assert not torch.isfinite(found[0, 0]).all()
+    # A broken value spoils its own place, a broken key all of them.
+    assert not torch.isfinite(found[0, 0, 3] if side else found[0, 0]).any()
     assert torch.isfinite(found[0, 1]).all()
 
 
@@ -194,9 +211,11 @@ def test_temperature_0_takes_the_first_of_the_likeliest() -> None:
     assert drawn(np.array([0, 3, 3, -np.inf], np.float32), 0.0, 0.5, 1, np.array([0.0, 0.9], np.float32)) == [1, 1]
 
 
-def run(program: str) -> str:
+def run(program: str, **environment: str) -> str:
     """What a program prints, in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -216,6 +235,7 @@ for number in (1, 2):
     assert run(program).split() == ["1", "1", "2", str(min(2, _kernels.numba.config.NUMBA_NUM_THREADS))]
 
 
+@pytest.mark.skipif(_kernels.numba.config.NUMBA_NUM_THREADS < 2, reason="one processor: there is no other thread")
 def test_memory_that_is_short_is_told_and_nothing_wrong_returned() -> None:
     """What loops need is taken before they start: an error on another thread than the first would be lost."""
     program = """
@@ -237,6 +257,26 @@ except (RuntimeError, MemoryError) as error:
     assert run(program).split() == ["True"]
 
 
+def test_a_full_disk_costs_the_next_process_time_and_nothing_else(tmp_path: Path) -> None:
+    program = """
+import errno, logging
+import numba.core.caching
+
+def save(self, *_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+numba.core.caching.FunctionCache.save_overload = save
+logging.basicConfig(level=logging.WARNING, format="%(message)s", filename=LOG)
+from selfreward.engines import _kernels
+_kernels.prepare()
+"""
+    log = tmp_path / "log"
+    run(program.replace("LOG", repr(str(log))), NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    told = log.read_text()
+    assert told.count("could not be kept for the next process (set NUMBA_CACHE_DIR)") == 1
+    assert "No space left on device" in told
+
+
 def test_where_nothing_can_be_kept_each_process_compiles_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -253,6 +293,7 @@ class Watch:
     """Counts what the loops are asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        _kernels.prepare()  # which calls `attend` too, once in a process
         self.prompts: list[bool] = []
         original = _kernels.attend
 

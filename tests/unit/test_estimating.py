@@ -198,6 +198,7 @@ def test_the_table_fits_into_80_columns():
                 {"kind": "dpo", "model": "policy", "rows": 9, "is_cut": False, "trained": 3.0},
             ],
             "calibration_seconds": 9.9,
+            "calibration_share": 0.19,
         }
     )
     assert max(map(len, shown.splitlines())) <= 80
@@ -206,5 +207,6 @@ def test_the_table_fits_into_80_columns():
         "round/judgements x 3", "? sft", "time: at least", "93.13 GiB generating",
         "4 stages finished before: not counted", "time of endpoint:far is not known and not counted",
         "judge 1 tokens/s read, - written (9 rows, less than a batch)", "dpo 3 tokens/s trained on (9 rows)",
+        "! the rehearsal got 19% of the processor time",
     ):  # fmt: skip
         assert text in flat, text

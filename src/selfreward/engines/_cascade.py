@@ -129,20 +129,25 @@ class Part:
 
 def look(q_NHD: torch.Tensor, parts: Sequence[Part], rule: Rule) -> torch.Tensor:
     """What the new tokens see in all parts together, shape N, H, D."""
-    return look_and_weigh(q_NHD, parts, rule)[0]
+    return _merged([look_at(q_NHD, part, rule) for part in parts])[0]
 
 
 def look_and_weigh(q_NHD: torch.Tensor, parts: Sequence[Part], rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
     """What `look` gives, and the logarithm of the sum of exponentials, shape N, H."""
-    found = [look_at(q_NHD, part, rule) for part in parts]
+    output, logs_XNH = _merged([look_at(q_NHD, part, rule) for part in parts])
+    return output, logs_XNH[0] if len(parts) == 1 else logs_XNH.logsumexp(0)
+
+
+def _merged(found: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The results of X parts put together, shape N, H, D, and their logarithms, shape X, N, H."""
+    logs_XNH = torch.stack([logs for _, logs in found])
     if len(found) == 1:
-        return found[0]
-    logs = torch.stack([part_logs for _, part_logs in found])
-    weight = logs.softmax(0).to(q_NHD.dtype)[..., None]
+        return found[0][0], logs_XNH
+    weight = logs_XNH.softmax(0).to(found[0][0].dtype)[..., None]
     total: torch.Tensor = found[0][0] * weight[0]
     for (output, _), part_weight in zip(found[1:], weight[1:], strict=True):
         total = torch.addcmul(total, output, part_weight)
-    return total, logs.logsumexp(0)
+    return total, logs_XNH
 
 
 def look_at(q_NHD: torch.Tensor, part: Part, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:

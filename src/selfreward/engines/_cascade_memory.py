@@ -225,7 +225,7 @@ class _Layout:
         self.is_uneven = min(lengths) < self.longest
         self.start_R = (length_P + num_root)[torch.tensor(prompt_of, device=device)]
         self.length_P, self.none_P = np.array(lengths), np.zeros(len(lengths), np.int64)
-        # Threads take rows in blocks: prompts, which are sorted by length, are dealt to them in turns.
+        # Threads take rows in blocks: prompts, which are mostly sorted by length, are dealt to them in turns.
         prompt_R = np.array(prompt_of)
         self.rows = (np.lexsort((prompt_R, prompt_R % torch.get_num_threads())), prompt_R)
         """Row numbers in the order to take them, and each row's prompt."""
@@ -278,7 +278,8 @@ class _Step:
         layout = self._layout
         prompts, own = self._prompts.whole(layer), self._own.whole(layer)
         # Many queries to the same keys are a matrix product; the loops would read a prompt again for each.
-        is_wide = layout.grid.width * (q_NHD.shape[1] // prompts[0].shape[1]) >= FLASH_QUERIES
+        shared = q_NHD.shape[1] // prompts[0].shape[1]
+        is_wide = layout.num_rows * shared >= FLASH_QUERIES * layout.grid.num_groups
         if is_wide:
             before = [*before, self._of_prompts(layer, layout.bias_prompt)]
         seen = look_and_weigh(q_NHD, before, rule) if before else _kernels.nothing(q_NHD)

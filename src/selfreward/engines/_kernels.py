@@ -21,6 +21,8 @@ import numba
 import numpy as np
 import torch  # before Numba's threads start: both then use the OpenMP that PyTorch brings, and one set of threads
 
+from selfreward.errors import EngineError
+
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 Array = np.ndarray[Any, Any]
@@ -28,8 +30,9 @@ Array = np.ndarray[Any, Any]
 _logger = logging.getLogger("selfreward.engines")
 _running = threading.Lock()
 """Numba's own threads, which serve where there is no OpenMP, end the program when two callers come at once."""
+_loops: list[str] = []
 _not_kept: list[str] = []
-"""Loops whose compiled code has no folder to be kept in."""
+"""Names of all loops, and of those whose compiled code has no folder to be kept in."""
 _LN_2 = math.log(2)
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 """Sums in any order, as every vector unit takes them; infinities and NaN keep their meaning."""
@@ -42,6 +45,8 @@ _C1, _C2, _C3, _C4, _C5, _C6, _C7 = (np.float32(_LN_2**n / math.factorial(n)) fo
 """Of the series of 2**x at 0; up to 1/2 on both sides it errs by less than float32 can tell."""
 _MANTISSA_BITS, _EXPONENT_BIAS = 23, 127
 _ONE_BITS = np.int32(_EXPONENT_BIAS << _MANTISSA_BITS)
+_TRIES = 4
+"""A loop has so many versions at most, each of which may fail to be kept."""
 _BLOCK = 64
 """Tokens whose weights are added up at once on the way to the one that is drawn."""
 
@@ -51,6 +56,7 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 
     def compile_later(function: Callable[..., Any]) -> Callable[..., Any]:
         settings = {"error_model": "numpy", "fastmath": _FAST, "nogil": True, **options}
+        _loops.append(function.__name__)
         try:
             return numba.njit(cache=True, **settings)(function)  # type: ignore[no-any-return]
         except RuntimeError:  # no folder beside this file or in the user's cache can be written
@@ -127,12 +133,21 @@ def _share_threads() -> int:
 
 @cache
 def prepare() -> None:
-    """Compile everything, or find it compiled, so that no measured time and no other error handling holds it."""
-    try:
-        _try_all()
-    except OSError as error:  # a full disk, for example: the code is there, but not kept
-        _logger.warning("compiled loops could not be kept for the next process (set NUMBA_CACHE_DIR): %s", error)
-        _try_all()
+    """Compile everything, or find it compiled, so that no measured time and no other error handling holds it.
+
+    Raises EngineError where that fails.
+    """
+    problem: OSError | None = None
+    for _ in range(_TRIES * len(_loops)):
+        try:
+            _try_all()
+            break
+        except OSError as error:  # a full disk, for example: one loop more is compiled, though not kept
+            problem = error
+    else:
+        raise EngineError(f"the loops for this processor cannot be compiled: {problem}; set NUMBA_CACHE_DIR to another folder")
+    if problem:
+        _logger.warning("compiled loops could not be kept for the next process (set NUMBA_CACHE_DIR): %s", problem)
     if _not_kept:
         _logger.warning("no folder keeps compiled loops, each process compiles them for some seconds; set NUMBA_CACHE_DIR")
     if numba.threading_layer() == "workqueue":

@@ -10,7 +10,14 @@ from typing import Any
 
 from selfreward.artifacts import read_json
 from selfreward.config import POLICY, Config
-from selfreward.estimating.calibration import REPLY_KINDS, Calibration, calibrate, longest_reply, training_bytes
+from selfreward.estimating.calibration import (
+    REPLY_KINDS,
+    Calibration,
+    calibrate,
+    longest_reply,
+    processor_share,
+    training_bytes,
+)
 from selfreward.estimating.costing import Cost, stage_cost, total_cost
 from selfreward.estimating.seed_texts import Shapes, need_hf, read_seed
 from selfreward.estimating.workload import HIGH, LOW, Assumptions, Planned, Sizes, foreign_players, plan_run
@@ -62,6 +69,7 @@ def estimate_run(config: Config, progress: Progress) -> Json:
         "uncounted": foreign_players(config),
         "speeds": _speeds(found),
         "calibration_seconds": round(found.seconds, 1),
+        "calibration_share": processor_share(config, found),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from selfreward.config import POLICY, Config, DpoConfig, OptimConfig, SftConfig
 from selfreward.engines import open_engine, prepare
 from selfreward.engines.loading import resolve_model_path
+from selfreward.environment import num_threads
 from selfreward.errors import ConfigError
 from selfreward.estimating.rehearsal import Speed, rehearse_replies, rehearse_training
 from selfreward.estimating.seed_texts import SeedTexts, Shapes
@@ -42,6 +43,8 @@ class Calibration:
 
     num_parameters: int = 0
     seconds: float = 0.0
+    reply_seconds: tuple[float, float] = (0.0, 0.0)
+    """Of rehearsing replies: wall time, and time of processors. The second is less where other programs had them."""
     speeds: dict[Key, Speed] = field(default_factory=dict)
     seconds_each: dict[Key, float] = field(default_factory=dict)
     import_seconds: float = 0.0
@@ -63,7 +66,7 @@ def calibrate(config: Config, texts: SeedTexts, stages: list[Planned], progress:
     found.import_seconds = time.perf_counter() - clock
     prepare(config)  # what is compiled once on a machine is no part of a run
     kinds = _kinds(jobs)
-    with progress.task("calibrating", len(kinds) + 2) as steps:
+    with progress.task("rehearsing", len(kinds) + 2) as steps:
         clock = time.perf_counter()
         shapes = _replies(config, texts, kinds, found)
         steps(sum(kind in REPLY_KINDS for kind, _ in kinds))
@@ -78,6 +81,15 @@ def calibrate(config: Config, texts: SeedTexts, stages: list[Planned], progress:
         steps(2)
         found.seconds = time.perf_counter() - clock
     return found, shapes
+
+
+def processor_share(config: Config, found: Calibration) -> float | None:
+    """The part that rehearsed replies got of the processor time that they could use; None on a GPU."""
+    wall, used = found.reply_seconds
+    if found.on_gpu or not wall:
+        return None
+    # A small model keeps two processors busy, hardly more.
+    return round(used / (wall * min(num_threads(config.engine.threads), 2)), 2)
 
 
 def _kinds(jobs: list[Job]) -> dict[Key, Job]:
@@ -109,7 +121,10 @@ def _replies(config: Config, texts: SeedTexts, kinds: Mapping[Key, Job], found: 
             for key, job in [(key, job) for key, job in wanted.items() if key[1] == model]:
                 rows = min(config.engine.batch_size, max(1, int(job.num_rows)))
                 full = (rows, longest_reply(config, key[0]))
+                begun = time.perf_counter(), time.process_time()
                 speed = rehearse_replies(engine, mine, key[0], job.shared, full, SECONDS / 2 / len(wanted))
+                took = time.perf_counter() - begun[0], time.process_time() - begun[1]
+                found.reply_seconds = found.reply_seconds[0] + took[0], found.reply_seconds[1] + took[1]
                 found.speeds[key] = replace(speed, shared=job.shared)
         peak = memory.peak()
         found.on_gpu = peak["peak_gpu_bytes"] is not None

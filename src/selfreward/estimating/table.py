@@ -16,6 +16,8 @@ from selfreward.texts import counted
 Json = Mapping[str, Any]
 MANY = 10**7
 """From here on tokens are written in millions."""
+BUSY = 0.7
+"""Of the processors' time: a rehearsal that had less was disturbed."""
 
 
 def render_estimate(estimate: Json, width: int = 80) -> str:
@@ -65,6 +67,8 @@ def _lines(estimate: Json) -> Iterator[str]:
         f"memory ({memory['where']}, the whole process): {_gib(memory['generating'])} generating, "
         + (training if memory["training"] else "no training is left")
     )
+    if (share := estimate["calibration_share"]) is not None and share < BUSY:
+        yield f"! the rehearsal got {share:.0%} of the processor time that it could use: other programs made the times too long"
     for line in estimate["assumed"]:
         yield f"assumed: {line}"
     yield f"rehearsed for {estimate['calibration_seconds']:.0f} s: {'; '.join(map(_speed, estimate['speeds']))}"

@@ -1,0 +1,5 @@
+"""The models that are measured, by name: known without loading what makes them."""
+
+DEMO = "demo"
+MODELS = (DEMO, "15M", "90M", "tiny")
+"""The demo's, and random ones; `tiny` is for tests."""
