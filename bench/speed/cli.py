@@ -8,7 +8,7 @@
 Workloads and models: workloads.py, models.py. Peers, and how their best settings are found: peers.py. `unit` of the table is
 what is counted a second, new tokens or candidates; `ratio` divides medians; `limit` is how much of what the machine could do
 at best ours reaches (roofline.py). --share takes that part of the candidates and prompts (without it: all, but for what would
-take hours, DEFAULT_SHARES, and the rows are named for it: candidates/4), --quick sizes that mean nothing. Without --peers 90M
+take long, DEFAULT_SHARES, and the rows are named for it: candidates/4), --quick sizes that mean nothing. Without --peers 90M
 plays against `generate` alone. Rows are kept as they come in --results; without it in bench/results.json, unless --share or
 --quick is given.
 """
@@ -36,9 +36,9 @@ DEFAULT_SHARES = {
     ("90M", "candidates"): 0.125,
     ("90M", "expected"): 0.1,
 }
-"""Of workloads that would take hours with these models. The judge workload is whole: its rows share more the more there are."""
+"""Of workloads that take long with these models. The judge workload is whole: its rows share more the more there are."""
 DEFAULT_PEERS = {"90M": ("generate",)}
-"""Of models that would take hours with all."""
+"""Of models that take long with all."""
 RESULTS = Path(__file__).parents[1] / "results.json"
 
 
@@ -73,7 +73,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--models", type=_Names(MODELS), help=f"some of {', '.join(MODELS)}; default: all but tiny, with --quick demo and tiny"
     )
     parser.add_argument("--only", type=_Names(ONLY), default=ONLY, help=f"some of {', '.join(ONLY)}")
-    parser.add_argument("--peers", type=_Names(PEERS), help=f"some of {', '.join(PEERS)}; default: all but vllm")
+    parser.add_argument("--peers", type=_Names(PEERS), help=f"some of {', '.join(PEERS)}; default: the first two, of 90M the first")
     parser.add_argument("--vllm-python", help="the interpreter that has vLLM, for --peers vllm")
     parser.add_argument("--share", type=float, help="part of the candidates and prompts")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the median counts")
