@@ -73,7 +73,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--models", type=_Names(MODELS), help=f"some of {', '.join(MODELS)}; default: all but tiny, with --quick demo and tiny"
     )
     parser.add_argument("--only", type=_Names(ONLY), default=ONLY, help=f"some of {', '.join(ONLY)}")
-    parser.add_argument("--peers", type=_Names(PEERS), help=f"some of {', '.join(PEERS)}; default: the first two, of 90M the first")
+    parser.add_argument(
+        "--peers", type=_Names(PEERS), help=f"some of {', '.join(PEERS)}; default: the first two, 90M the first"
+    )
     parser.add_argument("--vllm-python", help="the interpreter that has vLLM, for --peers vllm")
     parser.add_argument("--share", type=float, help="part of the candidates and prompts")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the median counts")
