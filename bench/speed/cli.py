@@ -6,11 +6,11 @@
     python bench/speed --peers vllm --vllm-python OTHER/bin/python
 
 Workloads and models: workloads.py, models.py. Peers, and how their best settings are found: peers.py. `unit` of the table is
-what is counted a second, new tokens or candidates; `ratio` divides medians; `limit` is how much of what the machine could do
-at best ours reaches (roofline.py). --share takes that part of the candidates and prompts (without it: all, but for what would
-take long, DEFAULT_SHARES, and the rows are named for it: candidates/4), --quick sizes that mean nothing. Without --peers 90M
-plays against `generate` alone. Rows are kept as they come in --results; without it in bench/results.json, unless --share or
---quick is given.
+what is counted a second, new tokens or candidates; `ratio` divides medians; `limit` is how much of what the machine could do at
+best ours reaches (roofline.py). Expected scores are ours beside votes that peers sample, or ours (`own`). --share takes that
+part of the candidates and prompts (without it: all, but for what would take long, DEFAULT_SHARES; the rows are named for it:
+candidates/4), --quick sizes that mean nothing. Without --peers those of DEFAULT_PEERS play. Rows are kept as they come in
+--results; without it in bench/results.json, unless --share or --quick is given.
 """
 
 import argparse
@@ -23,22 +23,28 @@ from typing import TYPE_CHECKING
 
 from _results import Row, update
 
-from speed.names import DEMO, MODELS
+from speed.names import DEMO, MODELS, OWN, PEERS
 
 if TYPE_CHECKING:
     from speed.workloads import Sizes
 
 ONLY = ("judge", "candidates", "expected")
-PEERS = ("generate", "generate_batch", "vllm")
 DEFAULT_SHARES = {
     ("15M", "candidates"): 0.25,
-    ("15M", "expected"): 0.25,
+    ("15M", "expected"): 0.1,
     ("90M", "candidates"): 0.125,
     ("90M", "expected"): 0.1,
 }
 """Of workloads that take long with these models. The judge workload is whole: its rows share more the more there are."""
-DEFAULT_PEERS = {"90M": ("generate",)}
-"""Of models that take long with all."""
+DEFAULT_PEERS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("demo", "expected"): (OWN, "generate"),
+    ("15M", "expected"): (OWN, "generate"),
+    ("90M", "judge"): ("generate",),
+    ("90M", "candidates"): ("generate",),
+    ("90M", "expected"): (OWN,),
+}
+"""Where all would take long."""
+USUAL_PEERS = ("generate", "generate_batch", OWN)
 RESULTS = Path(__file__).parents[1] / "results.json"
 
 
@@ -74,7 +80,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", type=_Names(ONLY), default=ONLY, help=f"some of {', '.join(ONLY)}")
     parser.add_argument(
-        "--peers", type=_Names(PEERS), help=f"some of {', '.join(PEERS)}; default: the first two, 90M the first"
+        "--peers", type=_Names(PEERS), help=f"some of {', '.join(PEERS)}; default: all but vllm, fewer where they take long"
     )
     parser.add_argument("--vllm-python", help="the interpreter that has vLLM, for --peers vllm")
     parser.add_argument("--share", type=float, help="part of the candidates and prompts")
@@ -93,6 +99,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.models = (DEMO, "tiny") if options.quick else MODELS[:3]
     if options.repeats < 1 or options.threads < 1:
         parser.error("--repeats and --threads must be at least 1")
+    if options.peers == (OWN,) and set(options.only) != {"expected"}:
+        parser.error(f"--peers {OWN} needs --only expected")
     if "vllm" in (options.peers or ()) and options.vllm_python is None:
         parser.error("--peers vllm needs --vllm-python")
     return options
@@ -143,7 +151,8 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
     for name in options.models:
         match = Match(name, folder, settings, _tell)
         for only in options.only:
-            found = match.play(only, _sizes(options, name, only), options.peers or DEFAULT_PEERS.get(name, PEERS[:2]))
+            peers = options.peers or DEFAULT_PEERS.get((name, only), USUAL_PEERS)
+            found = match.play(only, _sizes(options, name, only), peers)
             _keep(options, [item.row() for item in found])
             comparisons += found
         machines += match.machines

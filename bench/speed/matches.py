@@ -8,6 +8,7 @@ from selfreward.engines.hf import HfEngine
 from speed import roofline
 from speed.contest import Contestant, Made, Ours, alternate, check_tokens, rates
 from speed.models import load_model, load_tokenizer, shape_of, write_model
+from speed.names import OWN
 from speed.peers import best_batch, best_generate
 from speed.table import Comparison
 from speed.workers import Worker, job
@@ -22,7 +23,7 @@ TUNING_ROWS = {"demo": 192, "15M": 128, "90M": 64}
 """Rows that a setting is measured on: larger models show their differences on fewer, and take longer."""
 QUICK_SIZES, QUICK_ROWS = (2, 4), 2
 VOTES = (3, 1)
-"""Sampled votes that an expected score is measured against; the first is what the paper does."""
+"""Sampled votes that an expected score is measured against; the first is what the paper does, and what peers sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Match:
         """The rows of one workload. Raises BenchError when somebody makes other tokens than were asked for."""
         self._tell(f"{self._model}: {only}")
         if only == "expected":
-            return self._expected(sizes)
+            return self._expected(sizes, peers)
         return self._sampled((judge if only == "judge" else candidates)(self._tokenizer, sizes), sizes, peers)
 
     def close(self) -> None:
@@ -66,7 +67,8 @@ class Match:
         peers: list[Contestant] = []
         try:
             for peer in names:
-                peers.append(self._peer(peer, workload))
+                if peer != OWN:
+                    peers.append(self._peer(peer, workload))
             _warm_up(ours)
             runs = alternate([ours, *peers], self._settings.repeats, self._tell)
         finally:
@@ -78,22 +80,37 @@ class Match:
         amount = sizes.label(workload.name), "tokens", workload.num_new
         return [self._compare(ours, peer, runs, amount, limit) for peer in peers]
 
-    def _expected(self, sizes: Sizes) -> list[Comparison]:
-        """Ours beside ours: choices weighed, and votes sampled."""
+    def _expected(self, sizes: Sizes, names: Sequence[str]) -> list[Comparison]:
+        """Choices weighed by ours, beside votes sampled by ours and by the peers."""
         weighed = Ours(self._engine, expected(self._tokenizer, sizes), "ours", "6 choices, read once")
-        sampled = []
-        for number in VOTES:
-            votes = expected_by_votes(self._tokenizer, sizes, number)
-            name = f"ours, {number} vote{'s' * (number > 1)}"
-            sampled.append(Ours(self._engine, votes, name, f"{number} sampled, {sizes.vote} tokens each"))
-        for contestant in (weighed, *sampled):
+        votes = [expected_by_votes(self._tokenizer, sizes, number) for number in VOTES]
+        workloads = {weighed.name: weighed.workload}
+        own: list[Ours] = []
+        if OWN in names:
+            for number, workload in zip(VOTES, votes, strict=True):
+                name = f"ours, {number} vote{'s' * (number > 1)}"
+                own.append(Ours(self._engine, workload, name, f"{number} sampled, {sizes.vote} tokens each"))
+                workloads[name] = workload
+        for contestant in (weighed, *own):
             _warm_up(contestant)
-        runs = alternate([weighed, *sampled], self._settings.repeats, self._tell)
-        for contestant in (weighed, *sampled):
-            check_tokens(contestant.workload, contestant.name, runs[contestant.name])
+        peers: list[Contestant] = []
+        try:
+            for name in names:
+                if name != OWN:
+                    peers.append(self._peer(name, votes[0]))
+                    workloads[peers[-1].name] = votes[0]
+            runs = alternate([weighed, *own, *peers], self._settings.repeats, self._tell)
+        finally:
+            for peer in peers:
+                peer.close()
+        for name, made in runs.items():
+            check_tokens(workloads[name], name, made)
         amount = sizes.label(weighed.workload.name), "cand.", weighed.workload.num_items
         limit = self._limit(weighed.workload)
-        return [self._compare(weighed, votes, runs, amount, limit) for votes in sampled]
+        rows = [self._compare(weighed, contestant, runs, amount, limit) for contestant in own]
+        # What peers do here is not what they are timed for elsewhere.
+        beside = [self._compare(weighed, peer, runs, amount, limit) for peer in peers]
+        return rows + [replace(row, peer_name=_voting(row.peer_name)) for row in beside]
 
     def _peer(self, name: str, workload: Workload) -> Contestant:
         settings = self._settings
@@ -133,6 +150,11 @@ class Match:
         machine = roofline.measure_machine(self._shape, num_rows, work)
         self.machines.append(roofline.describe(f"{workload.name}, {self._model}", work, machine, num_rows))
         return roofline.limit(work, machine)
+
+
+def _voting(peer: str) -> str:
+    """A peer's name in a row of scores, short enough for the table."""
+    return f"{peer.removeprefix('HF ').removesuffix(' (CPU)')}, {VOTES[0]} votes"
 
 
 def _warm_up(ours: Ours) -> None:

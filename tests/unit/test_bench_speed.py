@@ -326,6 +326,8 @@ def test_a_quick_run_prints_one_table_and_keeps_its_rows(tmp_path: Path, capsys:
         ("candidates", "tiny", "HF generate_batch"),
         ("expected scores", "tiny", "ours, 3 votes"),
         ("expected scores", "tiny", "ours, 1 vote"),
+        ("expected scores", "tiny", "generate, 3 votes"),
+        ("expected scores", "tiny", "generate_batch, 3 votes"),
     ]
     for row in rows[1:]:
         assert set(row) == KEYS
@@ -333,6 +335,13 @@ def test_a_quick_run_prints_one_table_and_keeps_its_rows(tmp_path: Path, capsys:
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert "18 new tokens, batch 256; HF generate" in " ".join(shown.split())
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_scores_are_measured_beside_whom_one_names(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    assert main([*QUICK_OPTIONS, "--only", "expected", "--peers", "generate", "--results", str(results)]) == 0
+    assert [row["peer_name"] for row in json.loads(results.read_text())["rows"]] == ["generate, 3 votes"]
 
 
 def test_the_program_runs_and_a_quick_run_leaves_the_kept_results_alone() -> None:
@@ -362,6 +371,7 @@ def test_scaling_prints_its_sizes(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["--share", "0"], "--share 0.0 must be above 0"),
         (["--repeats", "0"], "must be at least 1"),
         (["--peers", "vllm"], "--peers vllm needs --vllm-python"),
+        (["--peers", "own", "--only", "judge,expected"], "--peers own needs --only expected"),
     ],
 )
 def test_wrong_options_are_refused(options: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
