@@ -59,7 +59,7 @@ $(VLLM_READY): bench/vllm_cpu.txt
 	touch $(VLLM_READY)
 
 bench-vllm: $(READY) $(VLLM_READY)
-	OMP_NUM_THREADS=2 $(BIN)/python bench/speed --peers vllm --vllm-python $(VLLM)/bin/python --results bench/results.json
+	OMP_NUM_THREADS=2 $(BIN)/python bench/speed --peers vllm --vllm-python $(VLLM)/bin/python --results bench/results.json $(BENCH)
 
 test-vllm: $(VLLM_READY)
 	PYTHONPATH=src OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -p no:cacheprovider \

@@ -1,16 +1,17 @@
 """How fast the engine `hf` is beside what a user would pick instead: one table, each row measured in turns in one run.
 
-    python bench/speed [--models demo,15M,90M] [--only judge,candidates,expected] [--peers generate,generate_batch]
+    python bench/speed [--models demo,15M,90M] [--only judge,candidates,expected] [--peers own,generate,generate_batch]
                        [--share PART] [--repeats 3] [--threads 2] [--quick] [--results bench/results.json]
     python bench/speed --scaling
     python bench/speed --peers vllm --vllm-python OTHER/bin/python
 
 Workloads and models: workloads.py, models.py. Peers, and how their best settings are found: peers.py. `unit` of the table is
 what is counted a second, new tokens or candidates; `ratio` divides medians; `limit` is how much of what the machine could do at
-best ours reaches (roofline.py). Expected scores are ours beside votes that peers sample, or ours (`own`). --share takes that
-part of the candidates and prompts (without it: all, but for what would take long, DEFAULT_SHARES; the rows are named for it:
-candidates/4), --quick sizes that mean nothing. Without --peers those of DEFAULT_PEERS play. Rows are kept as they come in
---results; without it in bench/results.json, unless --share or --quick is given.
+best ours reaches (roofline.py). Expected scores are timed beside votes that peers, or ours itself (`own`), sample. Without
+--peers: generate, generate_batch and own, fewer where they take long (DEFAULT_PEERS). --share takes that part of the candidates
+and prompts (without it: all, but for what would take long, DEFAULT_SHARES; the rows are named for it: candidates/4), --quick
+sizes that mean nothing. Rows are kept as they come in --results; without it in bench/results.json, unless --share or --quick is
+given.
 """
 
 import argparse
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 ONLY = ("judge", "candidates", "expected")
 DEFAULT_SHARES = {
     ("15M", "candidates"): 0.25,
-    ("15M", "expected"): 0.1,
+    ("15M", "expected"): 1 / 6,
     ("90M", "candidates"): 0.125,
     ("90M", "expected"): 0.1,
 }
@@ -43,8 +44,9 @@ DEFAULT_PEERS: dict[tuple[str, str], tuple[str, ...]] = {
     ("90M", "candidates"): ("generate",),
     ("90M", "expected"): (OWN,),
 }
-"""Where all would take long."""
+"""Who plays where USUAL_PEERS would take long."""
 USUAL_PEERS = ("generate", "generate_batch", OWN)
+"""Who plays elsewhere."""
 RESULTS = Path(__file__).parents[1] / "results.json"
 
 
@@ -100,7 +102,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.repeats < 1 or options.threads < 1:
         parser.error("--repeats and --threads must be at least 1")
     if options.peers == (OWN,) and set(options.only) != {"expected"}:
-        parser.error(f"--peers {OWN} needs --only expected")
+        parser.error(
+            f"--peers {OWN} needs --only expected, or another peer: only expected scores are timed beside our own votes"
+        )
     if "vllm" in (options.peers or ()) and options.vllm_python is None:
         parser.error("--peers vllm needs --vllm-python")
     return options
@@ -117,6 +121,8 @@ class _Names:
         wrong = [name for name in names if name not in self._allowed]
         if wrong:
             raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(self._allowed)}")
+        if len(set(names)) < len(names):
+            raise argparse.ArgumentTypeError(f"{text!r} names one of them twice")
         return names
 
 
@@ -132,6 +138,11 @@ def _sizes(options: argparse.Namespace, model: str, only: str) -> "Sizes":
     if options.quick:
         return QUICK
     return Sizes().share(DEFAULT_SHARES.get((model, only), 1.0) if options.share is None else options.share)
+
+
+def _peers(options: argparse.Namespace, model: str, only: str) -> tuple[str, ...]:
+    chosen: tuple[str, ...] | None = options.peers
+    return chosen or DEFAULT_PEERS.get((model, only), USUAL_PEERS)
 
 
 def _compare(options: argparse.Namespace, folder: Path) -> None:
@@ -151,8 +162,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
     for name in options.models:
         match = Match(name, folder, settings, _tell)
         for only in options.only:
-            peers = options.peers or DEFAULT_PEERS.get((name, only), USUAL_PEERS)
-            found = match.play(only, _sizes(options, name, only), peers)
+            found = match.play(only, _sizes(options, name, only), _peers(options, name, only))
             _keep(options, [item.row() for item in found])
             comparisons += found
         machines += match.machines

@@ -15,7 +15,7 @@ from speed.workers import Worker, job
 from speed.workloads import Sizes, Workload, candidates, expected, expected_by_votes, judge
 
 WORKER = Path(__file__).parents[1] / "vllm_worker.py"
-GENERATE_SIZES = {"demo": (32, 64, 96, 192), "15M": (16, 32, 64, 128), "90M": (8, 16, 32, 64)}
+GENERATE_SIZES = {"demo": (32, 64, 96, 192), "15M": (16, 32, 64, 128), "90M": (16, 32, 64)}
 """Batch sizes that `generate` is tried with; more of them where the best one lies at an end."""
 BATCH_SIZES = (8, 16, 32, 64)
 """Rows at a time that `generate_batch` is tried with; more of them as above."""
@@ -24,6 +24,8 @@ TUNING_ROWS = {"demo": 192, "15M": 128, "90M": 64}
 QUICK_SIZES, QUICK_ROWS = (2, 4), 2
 VOTES = (3, 1)
 """Sampled votes that an expected score is measured against; the first is what the paper does, and what peers sample."""
+VOTING = {"HF generate": "generate, 3 votes", "HF generate_batch": "gen._batch, 3 v.", "vLLM (CPU)": "vLLM, 3 votes"}
+"""Peers' names where their votes stand beside expected scores, short enough for the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,13 @@ class Match:
         self._shape = shape_of(own)
         self._engine = HfEngine(own, self._tokenizer, settings.batch_size)
 
-    def play(self, only: str, sizes: Sizes, peers: Sequence[str]) -> list[Comparison]:
-        """The rows of one workload. Raises BenchError when somebody makes other tokens than were asked for."""
+    def play(self, only: str, sizes: Sizes, names: Sequence[str]) -> list[Comparison]:
+        """One workload's rows beside these peers. Raises BenchError when somebody makes other tokens than were asked for."""
         self._tell(f"{self._model}: {only}")
+        others = [name for name in names if name != OWN]
         if only == "expected":
-            return self._expected(sizes, peers)
-        return self._sampled((judge if only == "judge" else candidates)(self._tokenizer, sizes), sizes, peers)
+            return self._expected(sizes, others, OWN in names)
+        return self._sampled((judge if only == "judge" else candidates)(self._tokenizer, sizes), sizes, others)
 
     def close(self) -> None:
         """Give the model back."""
@@ -64,53 +67,47 @@ class Match:
 
     def _sampled(self, workload: Workload, sizes: Sizes, names: Sequence[str]) -> list[Comparison]:
         ours = Ours(self._engine, workload, "ours", f"batch {self._settings.batch_size}")
-        peers: list[Contestant] = []
-        try:
-            for peer in names:
-                if peer != OWN:
-                    peers.append(self._peer(peer, workload))
-            _warm_up(ours)
-            runs = alternate([ours, *peers], self._settings.repeats, self._tell)
-        finally:
-            for peer in peers:
-                peer.close()
-        for name, made in runs.items():
-            check_tokens(workload, name, made)
-        limit = self._limit(workload)
+        peers, runs = self._turns([ours], names, workload)
         amount = sizes.label(workload.name), "tokens", workload.num_new
+        limit = self._limit(workload, amount[0])
         return [self._compare(ours, peer, runs, amount, limit) for peer in peers]
 
-    def _expected(self, sizes: Sizes, names: Sequence[str]) -> list[Comparison]:
+    def _expected(self, sizes: Sizes, names: Sequence[str], beside_own: bool) -> list[Comparison]:
         """Choices weighed by ours, beside votes sampled by ours and by the peers."""
         weighed = Ours(self._engine, expected(self._tokenizer, sizes), "ours", "6 choices, read once")
         votes = [expected_by_votes(self._tokenizer, sizes, number) for number in VOTES]
-        workloads = {weighed.name: weighed.workload}
-        own: list[Ours] = []
-        if OWN in names:
-            for number, workload in zip(VOTES, votes, strict=True):
-                name = f"ours, {number} vote{'s' * (number > 1)}"
-                own.append(Ours(self._engine, workload, name, f"{number} sampled, {sizes.vote} tokens each"))
-                workloads[name] = workload
-        for contestant in (weighed, *own):
-            _warm_up(contestant)
+        own = [
+            Ours(self._engine, workload, f"ours, {number} vote{'s' * (number > 1)}", f"{sizes.vote} tokens each")
+            for number, workload in zip(VOTES, votes, strict=True)
+        ]
+        own = own if beside_own else []
+        peers, runs = self._turns([weighed, *own], names, votes[0])
+        amount = sizes.label(weighed.workload.name), "cand.", weighed.workload.num_items
+        limit = self._limit(weighed.workload, amount[0])
+        rows = [self._compare(weighed, contestant, runs, amount, limit) for contestant in own]
+        # The peer is part of a row's key: it must say that candidates were judged by votes.
+        beside = [self._compare(weighed, peer, runs, amount, limit) for peer in peers]
+        return rows + [replace(row, peer_name=VOTING[row.peer_name]) for row in beside]
+
+    def _turns(
+        self, own: Sequence[Ours], names: Sequence[str], workload: Workload
+    ) -> tuple[list[Contestant], dict[str, list[Made]]]:
+        """Peers that do this workload, and the runs of all in turns."""
         peers: list[Contestant] = []
         try:
             for name in names:
-                if name != OWN:
-                    peers.append(self._peer(name, votes[0]))
-                    workloads[peers[-1].name] = votes[0]
-            runs = alternate([weighed, *own, *peers], self._settings.repeats, self._tell)
+                peers.append(self._peer(name, workload))
+            for contestant in own:
+                _warm_up(contestant)
+            runs = alternate([*own, *peers], self._settings.repeats, self._tell)
         finally:
             for peer in peers:
                 peer.close()
-        for name, made in runs.items():
-            check_tokens(workloads[name], name, made)
-        amount = sizes.label(weighed.workload.name), "cand.", weighed.workload.num_items
-        limit = self._limit(weighed.workload)
-        rows = [self._compare(weighed, contestant, runs, amount, limit) for contestant in own]
-        # What peers do here is not what they are timed for elsewhere.
-        beside = [self._compare(weighed, peer, runs, amount, limit) for peer in peers]
-        return rows + [replace(row, peer_name=_voting(row.peer_name)) for row in beside]
+        for contestant in own:
+            check_tokens(contestant.workload, contestant.name, runs[contestant.name])
+        for peer in peers:
+            check_tokens(workload, peer.name, runs[peer.name])
+        return peers, runs
 
     def _peer(self, name: str, workload: Workload) -> Contestant:
         settings = self._settings
@@ -143,18 +140,13 @@ class Match:
             limit=limit,
         )
 
-    def _limit(self, workload: Workload) -> roofline.Limit:
-        """Measured once a workload and told in `machines`."""
+    def _limit(self, workload: Workload, label: str) -> roofline.Limit:
+        """Measured once a workload and told in `machines`, under the row's label."""
         work = roofline.least_work(self._shape, workload)
         num_rows = min(self._settings.batch_size, len(workload.requests))
         machine = roofline.measure_machine(self._shape, num_rows, work)
-        self.machines.append(roofline.describe(f"{workload.name}, {self._model}", work, machine, num_rows))
+        self.machines.append(roofline.describe(f"{label}, {self._model}", work, machine, num_rows))
         return roofline.limit(work, machine)
-
-
-def _voting(peer: str) -> str:
-    """A peer's name in a row of scores, short enough for the table."""
-    return f"{peer.removeprefix('HF ').removesuffix(' (CPU)')}, {VOTES[0]} votes"
 
 
 def _warm_up(ours: Ours) -> None:

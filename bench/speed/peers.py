@@ -72,8 +72,9 @@ class Generate:
         return self._run(self._batches())
 
     def rate_of_some(self, num_rows: int) -> float:
-        """New tokens a second over batches that hold at least `num_rows` rows, taken evenly from all batches."""
-        batches = self._batches()
+        """New tokens a second over batches that hold at least `num_rows` rows, taken evenly from all full batches."""
+        # The last batch may hold fewer rows, which is another batch size.
+        batches = [batch for batch in self._batches() if len(batch) == self._setting.batch_size]
         wanted = min(len(batches), math.ceil(num_rows / self._setting.batch_size))
         some = [batches[(2 * number + 1) * len(batches) // (2 * wanted)] for number in range(wanted)]
         return sum(row.num_new for batch in some for row in batch) / self._run(some).seconds

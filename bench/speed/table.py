@@ -16,7 +16,10 @@ COLUMNS = (("workload", 18), ("model", 5), ("unit", 6), ("ours", 8), ("peer", 8)
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Ours beside one peer on one workload. `tokens` are the new tokens that each side made; `limit` counts for ours."""
+    """Ours beside one peer on one workload (expected scores: the same candidates, which the peer judges by votes).
+
+    `tokens` are the new tokens that each side made; `limit` counts for ours.
+    """
 
     workload: str
     model: str
@@ -70,8 +73,8 @@ def notes(comparisons: Sequence[Comparison]) -> str:
     lines = []
     for item in comparisons:
         text = (
-            f"{item.workload}, {item.model}: ours {_range(item.ours)} {item.unit}, {item.tokens[0]:,} new tokens, "
-            f"{item.settings[0]}; {item.peer_name} {_range(item.peer)} {item.unit}, {item.tokens[1]:,} new tokens, "
+            f"{item.workload}, {item.model}: ours {_range(item.ours)} {item.unit}/s, {item.tokens[0]:,} new tokens, "
+            f"{item.settings[0]}; {item.peer_name} {_range(item.peer)} {item.unit}/s, {item.tokens[1]:,} new tokens, "
             f"{item.settings[1]}. Least time {item.limit.seconds:.2f} s ({item.limit.bound}: computing "
             f"{item.limit.compute:.2f} s, traffic {item.limit.traffic:.2f} s), ours {item.seconds:.2f} s."
         )
@@ -89,7 +92,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _range(rates: Rates) -> str:

@@ -101,7 +101,7 @@ def test_the_table_has_80_columns_at_most_and_says_ratio_and_limit() -> None:
     ]
     told = table.notes([comparison()])
     assert max(map(len, told.splitlines())) <= 80
-    assert "150 [75.0, 300] tokens, 300 new tokens" in " ".join(told.split())
+    assert "150 [75.0, 300] tokens/s, 300 new tokens" in " ".join(told.split())
 
 
 def test_a_comparison_becomes_a_row() -> None:
