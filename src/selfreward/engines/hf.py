@@ -15,7 +15,7 @@ import torch
 
 from selfreward.chat import encode_continuations, stop_token_ids
 from selfreward.config import Config
-from selfreward.engines import _kernels
+from selfreward.engines import _kernels, _matrices
 from selfreward.engines._backends import Backend
 from selfreward.engines._choices import ChoiceScorer
 from selfreward.engines._decoder import Clock, Parts, decode_family
@@ -35,7 +35,8 @@ _LOGIT_COPIES = 4
 
 
 class HfEngine(Engine):
-    """See the module. `model` and `tokenizer` may be looked at from outside; None after closing."""
+    """See the module. `model` and `tokenizer` may be looked at from outside; None after closing. On a CPU the model's large
+    matrices are replaced (`_matrices`): it can serve, but not be trained or saved any more."""
 
     def __init__(
         self,
@@ -54,8 +55,10 @@ class HfEngine(Engine):
         self._batch_size = batch_size
         self._shortages: list[Shortage] = []
         self._clock = Clock()
+        self.num_parameters: int = model.num_parameters()
         if self._device.type == "cpu":
             _kernels.prepare()
+            _matrices.pack(model)
         self._context_length = context_length_of(model.config, tokenizer)
         backend = Backend(model, tokenizer.pad_token_id or 0, self._context_length)
         reader = Reader(tokenizer, stop_token_ids(tokenizer))

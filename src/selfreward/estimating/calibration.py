@@ -114,7 +114,7 @@ def _replies(config: Config, texts: SeedTexts, kinds: Mapping[Key, Job], found: 
             found.seconds_each["open", model] = time.perf_counter() - clock
             assert isinstance(engine, HfEngine), "models of other engines are not rehearsed"
             if model == POLICY:
-                found.num_parameters = engine.model.num_parameters()
+                found.num_parameters = engine.num_parameters
                 found.kv_bytes = kv_bytes(engine.model.config, config.model.dtype)
             mine = Shapes(config, texts, engine.tokenizer)
             shapes = shapes or mine

@@ -1,0 +1,138 @@
+"""Large matrices packed for a CPU: the same products, few sizes, and an engine that answers as the model does."""
+
+import gc
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_engine_hf import ARCHITECTURES, answers, generated_by_hf, ragged_prompts, text_of
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from selfreward.engines import _matrices
+from selfreward.engines._matrices import PackedLinear, filled, pack
+from selfreward.engines.hf import HfEngine
+from selfreward.types import Request, Sampling
+
+pytestmark = pytest.mark.skipif(not _matrices.is_possible(), reason="this PyTorch has no oneDNN for x86")
+
+
+def wide_model(kind: str, tokenizer: Any) -> Any:
+    """A small model whose three products with the intermediate size are large enough to be packed; the others are not."""
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = {**ARCHITECTURES[kind], "hidden_size": 128, "intermediate_size": 1024, "vocab_size": len(tokenizer)}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        config = AutoConfig.for_model(kind, max_position_embeddings=1024, initializer_range=0.2, **tokens, **sizes)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A model that no engine has taken over."""
+
+    model: Any
+    tokenizer: Any
+
+
+def linear(size_in: int, size_out: int, bias: bool = True) -> torch.nn.Linear:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return torch.nn.Linear(size_in, size_out, bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 64), (7, 64), (1, 33, 64), (3, 5, 64), (2, 0, 64), (300, 64)])
+def test_packed_products_are_those_of_the_weights(shape: tuple[int, ...], bias: bool) -> None:
+    plain = linear(64, 48, bias)
+    states = torch.randn(*shape)
+    with torch.inference_mode():
+        found, wanted = PackedLinear(plain)(states), plain.double()(states.double())
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_inputs_that_do_not_lie_in_one_piece_are_multiplied_too() -> None:
+    plain = linear(64, 48)
+    states = torch.randn(2, 64, 10).transpose(1, 2)[:, ::3]
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(plain)(states), plain(states), atol=1e-5, rtol=1e-5)
+
+
+def test_weights_can_still_be_looked_at() -> None:
+    plain = linear(64, 48)
+    assert torch.equal(PackedLinear(plain).weight, plain.weight)
+
+
+@given(st.integers(0, 5000))
+def test_filling_is_at_most_an_eighth(num_rows: int) -> None:
+    assert num_rows <= filled(num_rows) <= num_rows * 9 / 8
+    assert filled(filled(num_rows)) == filled(num_rows)
+
+
+def test_there_are_few_sizes() -> None:
+    # Each size keeps a program of its own in memory: 8 between one and twice as many rows, however many rows come.
+    assert len({filled(num_rows) for num_rows in range(1025, 2049)}) == 8
+    assert len({filled(num_rows) for num_rows in range(1, 2049)}) <= 8 * 9
+
+
+def test_only_large_float32_matrices_without_hooks_are_packed() -> None:
+    class Own(torch.nn.Linear):
+        """A matrix that may do more than its weights say."""
+
+    model = torch.nn.ModuleDict(
+        {
+            "large": linear(512, 512),
+            "nested": torch.nn.Sequential(linear(512, 512)),
+            "small": linear(64, 64),
+            "sixteen_bits": linear(512, 512).to(torch.bfloat16),
+            "hooked": linear(512, 512),
+            "own": Own(512, 512),
+        }
+    )
+    model["hooked"].register_forward_hook(lambda *_: None)
+    pack(model)
+    nested = model["nested"]
+    assert isinstance(nested, torch.nn.Sequential)
+    assert isinstance(nested[0], PackedLinear)
+    assert {name for name, module in model.items() if isinstance(module, PackedLinear)} == {"large"}
+
+
+def test_packing_gives_the_old_weights_back() -> None:
+    model = torch.nn.Sequential(linear(512, 512), linear(512, 512))
+    old = [weakref.ref(layer.weight) for layer in model]
+    pack(model)
+    gc.collect()
+    assert [weight() for weight in old] == [None, None]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_greedy_replies_are_those_of_generate_on_the_model_as_it_was(kind: str, tiny_tokenizer: Any) -> None:
+    # Ragged prompts and replies: many numbers of rows, most of which are filled up.
+    plain = Plain(wide_model(kind, tiny_tokenizer), tiny_tokenizer)
+    engine = HfEngine(wide_model(kind, tiny_tokenizer), tiny_tokenizer, batch_size=7)
+    layers = engine.model.model.layers
+    assert all(isinstance(layer.mlp.down_proj, PackedLinear) for layer in layers)
+    assert not any(isinstance(layer.self_attn.q_proj, PackedLinear) for layer in layers)
+    requests = [Request(str(n), prompt, Sampling(6 + n % 5, 0), n) for n, prompt in enumerate(ragged_prompts(20))]
+    found = answers(engine, requests)
+    for request in requests:
+        ids = generated_by_hf(plain, request.prompt, request.sampling.max_tokens)
+        assert found[request.id].text == text_of(plain, ids)
+
+
+def test_an_engine_knows_the_parameters_of_the_model_as_it_was(tiny_tokenizer: Any) -> None:
+    wanted = wide_model("llama", tiny_tokenizer).num_parameters()
+    engine = HfEngine(wide_model("llama", tiny_tokenizer), tiny_tokenizer, batch_size=4)
+    assert engine.num_parameters == wanted > engine.model.num_parameters()
+
+
+def test_the_same_requests_give_the_same_replies_again(tiny_tokenizer: Any) -> None:
+    requests = [Request(str(n), prompt, Sampling(12), n) for n, prompt in enumerate(ragged_prompts(20))]
+    first, second = (
+        answers(HfEngine(wide_model("llama", tiny_tokenizer), tiny_tokenizer, batch_size=7), requests) for _ in range(2)
+    )
+    assert first == second
