@@ -36,7 +36,7 @@ _LOGIT_COPIES = 4
 
 class HfEngine(Engine):
     """See the module. `model` and `tokenizer` may be looked at from outside; None after closing. On a CPU the model's large
-    matrices are replaced (`_matrices`): it can serve, but not be trained or saved any more."""
+    matrices are replaced (`_matrices`): it can serve, but not be trained or saved any more. `num_parameters`: as it came."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class HfEngine(Engine):
     ) -> None:
         """`batch_size` is the most replies generated at a time; `memory_gb`, in GiB, the most memory for them.
 
-        Raises ModelError for a model that cannot serve.
+        Raises ModelError for a model that cannot serve, EngineError where memory is short.
         """
         self.model: Any = model
         self.tokenizer: Any = tokenizer
