@@ -36,7 +36,7 @@ _LOGIT_COPIES = 4
 
 class HfEngine(Engine):
     """See the module. `model` and `tokenizer` may be looked at from outside; None after closing. On a CPU the model's large
-    matrices are replaced (`_matrices`): it can serve, but not be trained or saved any more. `num_parameters`: as it came."""
+    matrices are replaced (`_matrices`); with such it can serve, but not be trained or saved. `num_parameters`: as it came."""
 
     def __init__(
         self,
