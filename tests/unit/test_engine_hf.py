@@ -49,9 +49,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 def tiny_model(kind: str, tokenizer: Any, **settings: Any) -> Any:
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     common = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, "initializer_range": 0.3, **tokens}
+    config = AutoConfig.for_model(kind, **{**common, **ARCHITECTURES[kind], **settings})
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **common, **ARCHITECTURES[kind], **settings)).eval()
+        return AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engine_hf import ARCHITECTURES, answers, generated_by_hf, ragged_prompts, text_of
+from test_engine_hf import answers, generated_by_hf, ragged_prompts, text_of, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from selfreward.engines import _matrices
 from selfreward.engines._matrices import PackedLinear, filled, pack
@@ -31,12 +31,7 @@ needs_library = pytest.mark.skipif(
 
 def wide_model(kind: str, tokenizer: Any) -> Any:
     """A small model whose three products with the intermediate size are large enough to be packed; the others are not."""
-    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    sizes = {**ARCHITECTURES[kind], "hidden_size": 128, "intermediate_size": 1024, "vocab_size": len(tokenizer)}
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        config = AutoConfig.for_model(kind, max_position_embeddings=1024, initializer_range=0.2, **tokens, **sizes)
-        return AutoModelForCausalLM.from_config(config).eval()
+    return tiny_model(kind, tokenizer, hidden_size=128, intermediate_size=1024, initializer_range=0.2)
 
 
 @dataclass(frozen=True)
@@ -192,6 +187,14 @@ def test_a_packed_model_is_not_saved_without_its_weights(tmp_path: Path, tiny_to
     pack(model)
     with pytest.raises(RuntimeError, match="cannot be saved"):
         model.save_pretrained(tmp_path)
+
+
+@needs_library
+def test_a_packed_model_is_not_trained_without_a_word(tiny_tokenizer: Any) -> None:
+    model = wide_model("llama", tiny_tokenizer)
+    pack(model)
+    with pytest.raises(RuntimeError, match="no gradient"):
+        model(torch.arange(3, 9)[None])
 
 
 @needs_library

@@ -1,7 +1,7 @@
 """A model's large matrices, packed for oneDNN, the library of products that PyTorch brings for a CPU.
 
 `torch.nn.Linear` in float32 asks MKL, which lays the weights out anew in every call. oneDNN takes weights that were laid out
-once, in a form of its own; measured, its products take a seventh to a third less time (docs/decisions/0009-packed-matrices.md).
+once, in a form of its own; measured, its products take a tenth to a third less time (docs/decisions/0009-packed-matrices.md).
 For each number of rows that it has not seen it first builds a program, which stays: inputs are filled up to few numbers.
 Tensor names end in their shape: N rows, I numbers of a row that goes in, O of one that comes out.
 """
@@ -44,7 +44,9 @@ class PackedLinear(torch.nn.Module):
         return self._packed.to_dense()
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Shape ..., I becomes ..., O."""
+        """Shape ..., I becomes ..., O. RuntimeError where a gradient is asked for: PyTorch would only warn."""
+        if states.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("packed matrices have no gradient: call the model inside torch.inference_mode()")
         rows_NI = states.reshape(-1, self.in_features)
         num_rows = len(rows_NI)
         filling = filled(num_rows) - num_rows
